@@ -1,0 +1,8 @@
+//! The `replica` command.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    println!("replica {}", env!("CARGO_PKG_VERSION"));
+}
