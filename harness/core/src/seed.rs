@@ -5,8 +5,8 @@
 //! the same seed therefore see the same data order, and a parameter that both have starts from the same
 //! values whatever else each model creates: differences between variants are paired by seed.
 
-use rand_chacha::ChaCha8Rng;
 use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use sha2::{Digest as _, Sha256};
 
 /// The seed of a trial.

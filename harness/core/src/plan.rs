@@ -1,0 +1,149 @@
+//! The experiments of a paper at a scale: variants, seeds, tuning and data, before anything runs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::claim::Direction;
+use crate::digest::Digest;
+
+/// How much is spent on a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scale {
+    /// Seconds; checks the machinery, never a claim.
+    Smoke,
+    /// Minutes on two CPU cores.
+    Small,
+    /// Ten to twenty minutes on one data-centre GPU.
+    Gpu,
+    /// The published recipe.
+    Paper,
+}
+
+impl Scale {
+    /// All scales, the cheapest first.
+    pub const ALL: [Self; 4] = [Self::Smoke, Self::Small, Self::Gpu, Self::Paper];
+
+    /// The name used in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Smoke => "smoke",
+            Self::Small => "small",
+            Self::Gpu => "gpu",
+            Self::Paper => "paper",
+        }
+    }
+}
+
+impl fmt::Display for Scale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Scale {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|scale| scale.name() == s)
+            .ok_or_else(|| format!("unknown scale `{s}`; one of smoke, small, gpu, paper is expected"))
+    }
+}
+
+/// Everything a paper's crate would run at one scale.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The scale.
+    pub scale: Scale,
+    /// The file the hyper-parameters come from, e.g. `replications/lpa/configs/small.toml`.
+    pub config_file: String,
+    /// The experiments, in the order of the report.
+    pub experiments: Vec<Experiment>,
+}
+
+impl Plan {
+    /// The experiment with this id.
+    pub fn experiment(&self, id: &str) -> Option<&Experiment> {
+        self.experiments.iter().find(|e| e.id == id)
+    }
+}
+
+/// One table or figure of a paper.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Experiment {
+    /// Unique within the paper, e.g. `placement`.
+    pub id: String,
+    /// Title for people.
+    pub title: String,
+    /// How the experiment tests the paper, in a paragraph.
+    pub method: String,
+    /// What is measured; the first one is the primary metric.
+    pub metrics: Vec<Metric>,
+    /// Methods and baselines, the baseline first.
+    pub variants: Vec<Variant>,
+    /// Seeds of the main trials. The same for every variant, so that differences are paired.
+    pub seeds: Vec<u64>,
+    /// The search each variant gets before its main trials; the same budget for all.
+    pub tuning: Option<Tuning>,
+    /// Data by name, with the digest it must have.
+    pub data: BTreeMap<String, Digest>,
+    /// Whether its trials must have the machine for themselves, because they measure time or memory.
+    pub exclusive: bool,
+    /// Whether it runs only when named on the command line, because it is not in the scale's budget.
+    pub on_request: bool,
+}
+
+impl Experiment {
+    /// The variant with this id.
+    pub fn variant(&self, id: &str) -> Option<&Variant> {
+        self.variants.iter().find(|v| v.id == id)
+    }
+}
+
+/// A measured quantity.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// Key in a record's metrics, e.g. `test_perplexity`.
+    pub name: String,
+    /// Label for people, e.g. `test perplexity`.
+    pub label: String,
+    /// Unit, or empty.
+    pub unit: String,
+    /// Which direction is better; nothing for a plain fact such as a parameter count.
+    pub better: Option<Direction>,
+    /// Digits after the decimal point in tables.
+    pub digits: usize,
+}
+
+/// A method or baseline within an experiment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// Unique within the experiment, e.g. `low_attn`.
+    pub id: String,
+    /// Label for people.
+    pub label: String,
+    /// What it is, in a sentence.
+    pub description: String,
+    /// Every hyper-parameter that determines the result.
+    pub config: serde_json::Value,
+}
+
+/// A grid search over one hyper-parameter, judged on validation data, before the main trials.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// Top-level key of the variant's config that is searched, e.g. `learning_rate`.
+    pub parameter: String,
+    /// Values tried, for every variant.
+    pub values: Vec<f64>,
+    /// Seeds of the tuning trials; disjoint from the main seeds.
+    pub seeds: Vec<u64>,
+    /// Metric that selects, lowest wins; measured on validation data.
+    pub metric: String,
+    /// Config keys that differ from the main trials, e.g. a shorter run.
+    pub overrides: serde_json::Map<String, serde_json::Value>,
+}
