@@ -112,7 +112,7 @@ impl TryFrom<String> for Trace {
 
     fn try_from(s: String) -> Result<Self, String> {
         let bad = || "a trace is 16 hexadecimal digits a step".to_owned();
-        if !s.is_ascii() || s.len() % 16 != 0 {
+        if !s.is_ascii() || !s.len().is_multiple_of(16) {
             return Err(bad());
         }
         let word = |w: &str| u32::from_str_radix(w, 16).map_err(|_| bad());
