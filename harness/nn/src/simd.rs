@@ -5,7 +5,7 @@ use crate::real::Real;
 /// Runs `f` compiled for the widest vector instructions of this processor. `f` must be a closure marked
 /// `#[inline(always)]`; what it calls must be inlined as well.
 #[inline(always)]
-pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 

@@ -23,7 +23,10 @@ pub fn slice<T: candle_core::WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T])
 
 /// Calls `f` with the elements of a contiguous CPU tensor for writing. The caller makes sure that nobody
 /// else relies on the old values.
-pub(crate) fn slice_mut<T: Real>(tensor: &Tensor, f: impl FnOnce(&mut [T])) -> Result<()> {
+///
+/// # Errors
+/// As [`slice`].
+pub fn slice_mut<T: Real>(tensor: &Tensor, f: impl FnOnce(&mut [T])) -> Result<()> {
     tensor.inplace_op1(&InPlace { f: Cell::new(Some(f)), _type: std::marker::PhantomData::<T> })
 }
 
