@@ -97,6 +97,9 @@ proptest! {
         check(&[&[n], &[n]], seed, |x, _| x[0].swiglu(&x[1]));
         check(&[&[n]], seed, |x, _| x[0].dropout(0.3, Some(&Dropout::new(seed, 7))));
         check(&[&[n]], seed, |x, _| x[0].sum());
+        let targets = Tensor::zeros(n, candle_core::DType::F64, &Device::Cpu).unwrap();
+        check(&[&[n]], seed, |x, _| x[0].mean_squared_error(&targets));
+        check(&[&[2, n, 3]], seed, |x, _| x[0].select_positions(&[n - 1, n / 2])?.add(&x[0].select_positions(&[0, 0])?));
     }
 
     /// A value used three times: its gradient is moved once and added twice.

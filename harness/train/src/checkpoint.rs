@@ -85,9 +85,7 @@ pub fn save<S: Serialize>(
 ///
 /// # Errors
 /// It cannot be read, or is not what was written.
-pub fn load<S: DeserializeOwned>(
-    folder: &Path,
-) -> Result<Option<Loaded<S>>, CheckpointError> {
+pub fn load<S: DeserializeOwned>(folder: &Path) -> Result<Option<Loaded<S>>, CheckpointError> {
     let path = folder.join(INDEX);
     let json = match fs::read(&path) {
         Ok(json) => json,

@@ -14,6 +14,8 @@ mod layer_norm;
 mod linear;
 mod rms_norm;
 mod rope;
+mod select;
+mod squared_error;
 mod sum;
 
 pub use attention::Attention;
