@@ -535,7 +535,8 @@ mod tests {
                 (own, library)
             });
             let ids = own.encode(&text);
-            prop_assert_eq!(&ids, library.encode_fast(text.as_str(), false).unwrap().get_ids());
+            let theirs = library.encode_fast(text.as_str(), false).unwrap();
+            prop_assert_eq!(ids.as_slice(), theirs.get_ids());
             prop_assert_eq!(own.decode(&ids), text.as_str());
         }
 
