@@ -200,7 +200,8 @@ async fn persist(
     loop {
         let before = length(partial)?;
         match attempt(remote, sources, &client, partial, expected, reports).await {
-            Ok(()) => return Ok(()),
+            Ok(Outcome::Complete) => return Ok(()),
+            Ok(Outcome::StartOver) => {}
             Err(problem) if !problem.may_pass() => return Err(problem),
             Err(problem) => {
                 failures = if length(partial)? > before {
@@ -228,6 +229,12 @@ struct Opened {
     chunks: Chunks,
 }
 
+enum Outcome {
+    Complete,
+    /// The server sent the whole file although only its rest was asked for; nothing is kept.
+    StartOver,
+}
+
 async fn attempt(
     remote: &Remote<'_>,
     sources: &Sources,
@@ -235,14 +242,14 @@ async fn attempt(
     partial: &Path,
     expected: Option<u64>,
     reports: &Reports,
-) -> Result<(), DownloadProblem> {
+) -> Result<Outcome, DownloadProblem> {
     let mut have = length(partial)?;
     if expected.is_some_and(|total| have > total) {
         truncate(partial)?;
         have = 0;
     }
     if have > 0 && expected == Some(have) {
-        return Ok(());
+        return Ok(Outcome::Complete);
     }
     let limit = sources.timeout;
     let opening = async {
@@ -258,7 +265,8 @@ async fn attempt(
     if opened.offset != have {
         truncate(partial)?;
     }
-    let total = expected.or(opened.total);
+    // What the server says it sends decides whether it arrived; whether it is right, the digest does.
+    let total = opened.total.or(expected);
     let mut chunks = opened.chunks;
     let mut file = OpenOptions::new().create(true).append(true).open(partial)?;
     let mut bytes = opened.offset;
@@ -268,11 +276,8 @@ async fn attempt(
             Ok(Some(Ok(chunk))) => {
                 bytes += chunk.len() as u64;
                 if total.is_some_and(|total| bytes > total) && opened.offset > 0 {
-                    // The server sent the whole file although only its rest was asked for.
                     truncate(partial)?;
-                    return Err(DownloadProblem::Connection(
-                        "the server ignores ranges; starting over".to_owned(),
-                    ));
+                    return Ok(Outcome::StartOver);
                 }
                 file.write_all(&chunk)?;
                 reports.send((bytes, total)).ok();
@@ -289,7 +294,7 @@ async fn attempt(
                 Err(DownloadProblem::CutShort { bytes, expected })
             }
             (Some(problem), _) => Err(problem),
-            (None, _) => Ok(()),
+            (None, _) => Ok(Outcome::Complete),
         };
     }
 }
@@ -372,7 +377,7 @@ async fn open_hub(
     let chunks = stream.map(move |chunk| chunk.map(|c| c.to_vec()).map_err(fail));
     Ok(Opened {
         offset,
-        total: total.or(length),
+        total: if offset > 0 { total } else { length },
         chunks: Box::new(chunks),
     })
 }

@@ -16,6 +16,8 @@
 //! # Ok::<(), replica_datasets::Error>(())
 //! ```
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
+
 mod cache;
 mod catalogue;
 #[cfg(test)]

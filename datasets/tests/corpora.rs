@@ -1,5 +1,7 @@
 //! Real text: what is embedded, and what lies in `REPLICA_DATA` if that is set.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::HashSet;
 
 use proptest::prelude::*;

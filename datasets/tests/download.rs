@@ -1,10 +1,12 @@
 //! Downloads from a local server that plays the hub, or a plain web server.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -447,6 +449,7 @@ fn processes_share_a_cache() {
                 .args(["--exact", "one_of_several_processes", "--ignored"])
                 .env("TEST_CACHE", &place.sources.cache)
                 .env("TEST_ENDPOINT", server.url())
+                .stdout(Stdio::null())
                 .spawn()
                 .unwrap()
         })

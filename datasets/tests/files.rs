@@ -1,5 +1,7 @@
 //! Data files that are corrupted, truncated, swapped, missing: each refused, kept, and explained.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
