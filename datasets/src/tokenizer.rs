@@ -150,8 +150,10 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Vec<u32> {
         match &self.kind {
             Kind::Bytes => text.bytes().map(u32::from).collect(),
-            Kind::Bpe(merges) => in_chunks(text, |chunk| merges.encode(chunk)),
-            Kind::Gpt2(bpe) => in_chunks(text, |chunk| bpe.encode_ordinary(chunk)),
+            Kind::Bpe(merges) => in_chunks(text, HashMap::new, |known, chunk| {
+                merges.encode(chunk, known)
+            }),
+            Kind::Gpt2(bpe) => in_chunks(text, || (), |(), chunk| bpe.encode_ordinary(chunk)),
             // It fails only for models without an unknown token on text outside their alphabet.
             Kind::File(tokenizer) => tokenizer
                 .encode_fast(text, false)
@@ -353,8 +355,8 @@ impl Merges {
         })
     }
 
-    fn encode(&self, text: &str) -> Vec<u32> {
-        let mut known: HashMap<&str, Vec<u32>> = HashMap::new();
+    /// `known` keeps the ids of words that were met before.
+    fn encode<'a>(&self, text: &'a str, known: &mut HashMap<&'a str, Vec<u32>>) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         for word in words(text) {
             ids.extend(known.entry(word).or_insert_with(|| self.merge(word)).iter());
@@ -433,10 +435,17 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Encodes pieces in parallel and joins the results in order.
-fn in_chunks(text: &str, encode: impl Fn(&str) -> Vec<u32> + Send + Sync) -> Vec<u32> {
-    let chunks = chunks(text, CHUNK);
-    let encoded: Vec<Vec<u32>> = chunks.into_par_iter().map(encode).collect();
+/// Encodes pieces in parallel and joins the results in order. Each run of pieces on one thread has a
+/// scratch of its own.
+fn in_chunks<'a, T>(
+    text: &'a str,
+    scratch: impl Fn() -> T + Send + Sync,
+    encode: impl Fn(&mut T, &'a str) -> Vec<u32> + Send + Sync,
+) -> Vec<u32> {
+    let encoded: Vec<Vec<u32>> = chunks(text, CHUNK)
+        .into_par_iter()
+        .map_init(scratch, encode)
+        .collect();
     encoded.concat()
 }
 
