@@ -21,6 +21,7 @@ pub mod record;
 pub mod replication;
 pub mod seed;
 pub mod statistics;
+pub mod store;
 pub mod trial;
 pub mod verdict;
 
