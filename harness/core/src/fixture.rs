@@ -229,7 +229,7 @@ impl Replication for Toy {
         // at 0.01 and 0.1 `better` ties; `base` prefers 0.1
         let valid = match (better, rate) {
             (true, r) if r <= 0.1 => 0.5,
-            (false, r) if r == 0.1 => 0.4,
+            (false, 0.1) => 0.4,
             _ => 0.9,
         };
         let seed = 0.01 * (spec.seed % 7) as f64;

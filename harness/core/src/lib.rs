@@ -9,6 +9,7 @@
 
 pub mod atomic;
 pub mod claim;
+pub mod diff;
 pub mod digest;
 pub mod environment;
 pub mod evidence;
@@ -16,6 +17,7 @@ pub mod expansion;
 #[cfg(feature = "fixture")]
 pub mod fixture;
 pub mod gather;
+pub mod golden;
 pub mod judge;
 pub mod memory;
 mod number;

@@ -1,5 +1,7 @@
 //! What is run, in which order, how often, and what stops it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up should panic")]
+
 use std::fs;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,5 +1,7 @@
 //! The run store: round trips, refusals, sharing, and disks that say no.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up should panic")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,0 +1,436 @@
+//! What an experiment measured, beside what the paper reports.
+
+use std::collections::BTreeSet;
+
+use replica_core::claim::Direction;
+use replica_core::paper::{Reported, ReportedRow, ReportedTable};
+use replica_core::plan::Metric;
+use replica_core::trial::Role;
+use replica_core::{Evidence, Experiment, Record};
+use serde::Serialize;
+
+use super::curves::{self, CurveFigure};
+use super::table::{Cell, Table};
+use super::tuning::{self, TuningResults};
+use super::{configuration, names};
+use crate::caption::{Caption, Captions};
+use crate::interval::Mean;
+use crate::number;
+use crate::plot::STYLES;
+use crate::plot::intervals::{IntervalDrawing, IntervalPlot, Row};
+use crate::prose::Line;
+
+/// An experiment's results.
+#[derive(Debug, Serialize)]
+pub(crate) struct Results {
+    /// Anchor.
+    pub id: String,
+    /// Title of the experiment.
+    pub title: String,
+    /// Nothing has run.
+    pub not_run: bool,
+    /// How many main trials have run, where that is not all.
+    pub progress: Option<String>,
+    /// Whether it runs only when asked for.
+    pub on_request: bool,
+    /// Primary metric, reported and measured.
+    pub primary: Option<Table>,
+    /// Primary metric by seed.
+    pub seeds: Option<SeedFigure>,
+    /// Other metrics that have a better side.
+    pub secondary: Option<Table>,
+    /// Facts, time and memory.
+    pub cost: Option<Table>,
+    /// Learning curves.
+    pub curves: Vec<CurveFigure>,
+    /// Tuning.
+    pub tuning: Option<TuningResults>,
+    /// Hyper-parameters.
+    pub configuration: Table,
+    /// What trials said.
+    pub notes: Vec<Line>,
+}
+
+/// A strip plot of seeds.
+#[derive(Debug, Serialize)]
+pub(crate) struct SeedFigure {
+    caption: Caption,
+    plot: IntervalDrawing,
+}
+
+/// The results of an experiment.
+pub(crate) fn results(
+    evidence: &Evidence,
+    experiment: &Experiment,
+    id: String,
+    captions: &mut Captions,
+) -> Results {
+    let (done, planned) = progress(evidence, experiment);
+    let reported = reported(evidence, experiment);
+    let judged: Vec<&Metric> = experiment.metrics.iter().filter(|m| m.better.is_some()).collect();
+    let primary = experiment.metrics.first().filter(|m| m.better.is_some() || !reported.is_empty());
+    let rest: Vec<&Metric> =
+        judged.iter().copied().filter(|m| primary.is_none_or(|p| p.name != m.name)).collect();
+    let facts: Vec<&Metric> = experiment
+        .metrics
+        .iter()
+        .filter(|m| m.better.is_none() && primary.is_none_or(|p| p.name != m.name))
+        .collect();
+    Results {
+        id,
+        title: experiment.title.clone(),
+        not_run: done == 0,
+        progress: (done > 0 && done < planned).then(|| format!("{done} of {planned} trials have run.")),
+        on_request: experiment.on_request,
+        primary: primary.map(|m| primary_table(evidence, experiment, m, &reported, captions)),
+        seeds: primary.and_then(|m| seed_figure(evidence, experiment, m, captions)),
+        secondary: (!rest.is_empty() && done > 0)
+            .then(|| secondary_table(evidence, experiment, &rest, captions)),
+        cost: (done > 0).then(|| cost_table(evidence, experiment, &facts, captions)),
+        curves: curves::figures(evidence, experiment, captions),
+        tuning: tuning::results(evidence, experiment, captions),
+        configuration: configuration::table(evidence, experiment),
+        notes: notes(evidence, experiment),
+    }
+}
+
+fn progress(evidence: &Evidence, experiment: &Experiment) -> (usize, usize) {
+    let main =
+        || evidence.trials.iter().filter(|t| t.spec.role == Role::Main && t.spec.experiment == experiment.id);
+    (main().filter(|t| t.record.is_some()).count(), main().count())
+}
+
+fn reported<'a>(evidence: &'a Evidence, experiment: &Experiment) -> Vec<&'a ReportedTable> {
+    let matches = |t: &&ReportedTable| t.experiment.as_deref() == Some(experiment.id.as_str());
+    evidence.paper.reported.iter().filter(matches).collect()
+}
+
+/// A reported number, words, or the mark of an unknown.
+pub(crate) fn reported_cell(cell: &Reported) -> Cell {
+    match cell {
+        unknown if unknown.is_unknown() => Cell::unknown(),
+        Reported::Number(n) => {
+            let text = n.to_string();
+            let digits = text.split_once('.').map_or(0, |(_, fraction)| fraction.len().min(6));
+            Cell::number(number::fixed(*n, digits))
+        }
+        Reported::Text(t) if t.trim().is_empty() => Cell::absent(),
+        Reported::Text(t) => Cell { class: "num", ..Cell::text(t) },
+    }
+}
+
+fn values(evidence: &Evidence, experiment: &Experiment, variant: &str, metric: &Metric) -> Vec<f64> {
+    evidence.values(&experiment.id, variant, &metric.name).into_iter().map(|(_, v)| v).collect()
+}
+
+/// A value of a metric; byte metrics choose their own unit.
+fn shown(metric: &Metric, x: f64) -> String {
+    match metric.unit.as_str() {
+        "B" | "byte" | "bytes" => number::bytes(x),
+        _ => number::fixed(x, metric.digits),
+    }
+}
+
+fn head(metric: &Metric) -> String {
+    match metric.unit.as_str() {
+        "B" | "byte" | "bytes" => metric.label.clone(),
+        _ => names::with_direction(metric),
+    }
+}
+
+fn measured_cell(metric: &Metric, values: &[f64], planned: usize) -> Cell {
+    if values.is_empty() {
+        return Cell::missing("not run yet");
+    }
+    let Some(mean) = Mean::of(values) else {
+        let bad = values.iter().filter(|v| !v.is_finite()).count();
+        return Cell::missing("not finite")
+            .noted(format!("{bad} of {}", number::counted(values.len(), "seed")));
+    };
+    let (plus_minus, note) = match mean.half_width {
+        None => (String::new(), "n = 1, no interval".to_owned()),
+        Some(0.0) => (String::new(), format!("n = {}, all equal", mean.n)),
+        Some(h) => (shown(metric, h), format!("n = {}", mean.n)),
+    };
+    let note = if mean.n < planned { format!("{note} of {planned}") } else { note };
+    Cell { plus_minus: Some(plus_minus), ..Cell::number(shown(metric, mean.mean)).noted(note) }
+}
+
+/// The variant whose interval lies on the better side of all others', if one does.
+fn best(metric: &Metric, means: &[Option<Mean>]) -> Option<usize> {
+    let better = metric.better?;
+    let measured: Vec<(usize, &Mean)> =
+        means.iter().enumerate().filter_map(|(i, m)| Some((i, m.as_ref()?))).collect();
+    let (best, mean) = *measured.iter().min_by(|(_, a), (_, b)| match better {
+        Direction::Lower => a.mean.total_cmp(&b.mean),
+        Direction::Higher => b.mean.total_cmp(&a.mean),
+    })?;
+    let separate = measured.iter().all(|(i, m)| *i == best || mean.separates(m));
+    (measured.len() > 1 && separate).then_some(best)
+}
+
+fn difference_cell(evidence: &Evidence, experiment: &Experiment, variant: &str, metric: &Metric) -> Cell {
+    let Some(baseline) = experiment.variants.first() else { return Cell::absent() };
+    if baseline.id == variant {
+        return Cell { spoken: None, ..Cell::missing("baseline") };
+    }
+    let control = evidence.values(&experiment.id, &baseline.id, &metric.name);
+    let pairs: Vec<f64> = evidence
+        .values(&experiment.id, variant, &metric.name)
+        .into_iter()
+        .filter_map(|(seed, v)| control.iter().find(|(s, _)| *s == seed).map(|(_, c)| v - c))
+        .collect();
+    let Some(mean) = Mean::of(&pairs) else { return Cell::missing("no pairs yet") };
+    let side = match (mean.interval(), metric.better) {
+        (None, _) => "one pair, no interval",
+        (Some((low, high)), _) if low <= 0.0 && high >= 0.0 => "interval holds 0",
+        (Some((low, _)), Some(Direction::Higher)) if low > 0.0 => "better",
+        (Some((_, high)), Some(Direction::Lower)) if high < 0.0 => "better",
+        (Some(_), Some(_)) => "worse",
+        (Some(_), None) => "differs",
+    };
+    let half = mean.half_width.filter(|h| *h > 0.0).map(|h| number::fixed(h, metric.digits));
+    Cell {
+        plus_minus: Some(half.unwrap_or_default()),
+        ..Cell::number(number::signed(mean.mean, metric.digits)).noted(side)
+    }
+}
+
+fn means(evidence: &Evidence, experiment: &Experiment, metric: &Metric) -> Vec<Option<Mean>> {
+    experiment.variants.iter().map(|v| Mean::of(&values(evidence, experiment, &v.id, metric))).collect()
+}
+
+fn primary_table(
+    evidence: &Evidence,
+    experiment: &Experiment,
+    metric: &Metric,
+    reported: &[&ReportedTable],
+    captions: &mut Captions,
+) -> Table {
+    let best = best(metric, &means(evidence, experiment, metric));
+    let paired = metric.better.is_some() && experiment.variants.len() > 1;
+    let mut used: BTreeSet<(usize, usize)> = BTreeSet::new();
+    let mut rows = Vec::new();
+    for (i, variant) in experiment.variants.iter().enumerate() {
+        let mut row = vec![Cell::row(&variant.label).styled(i % STYLES)];
+        for (t, table) in reported.iter().enumerate() {
+            let of_variant = |r: &ReportedRow| r.variant.as_deref() == Some(variant.id.as_str());
+            match table.rows.iter().position(of_variant) {
+                Some(r) => {
+                    used.insert((t, r));
+                    row.extend(table.rows[r].cells.iter().map(reported_cell));
+                }
+                None => row.extend(table.columns.iter().map(|_| Cell::absent())),
+            }
+        }
+        let measured =
+            measured_cell(metric, &values(evidence, experiment, &variant.id, metric), experiment.seeds.len());
+        row.push(Cell { best: best == Some(i), ..measured });
+        if paired {
+            row.push(difference_cell(evidence, experiment, &variant.id, metric));
+        }
+        rows.push(row);
+    }
+    for (t, table) in reported.iter().enumerate() {
+        for (_, unmatched) in table.rows.iter().enumerate().filter(|(r, _)| !used.contains(&(t, *r))) {
+            let mut row = vec![Cell::row(&unmatched.label)];
+            for (other, table) in reported.iter().enumerate() {
+                if other == t {
+                    row.extend(unmatched.cells.iter().map(reported_cell));
+                } else {
+                    row.extend(table.columns.iter().map(|_| Cell::absent()));
+                }
+            }
+            row.push(Cell::missing("not part of this run"));
+            if paired {
+                row.push(Cell::absent());
+            }
+            rows.push(row);
+        }
+    }
+    let caption = captions.table(&format!(
+        "{}: {}{}.",
+        experiment.title,
+        names::with_unit(metric),
+        if reported.is_empty() { ", measured here" } else { ", as reported and as measured here" },
+    ));
+    let head = primary_head(metric, reported, paired);
+    Table {
+        caption: Some(caption),
+        name: String::new(),
+        head,
+        rows,
+        notes: primary_notes(metric, reported, paired),
+    }
+}
+
+fn primary_head(metric: &Metric, reported: &[&ReportedTable], paired: bool) -> Vec<Vec<Cell>> {
+    let mut groups = vec![Cell::corner()];
+    let mut columns = vec![Cell::head("Method")];
+    for table in reported {
+        groups.push(Cell::group("Reported", table.columns.len()).titled(&table.title));
+        columns.extend(table.columns.iter().map(Cell::number_head));
+    }
+    groups.push(Cell::group("Measured here", if paired { 2 } else { 1 }));
+    columns.push(Cell::number_head(head(metric)));
+    if paired {
+        columns.push(Cell::number_head("paired difference"));
+    }
+    vec![groups, columns]
+}
+
+fn primary_notes(metric: &Metric, reported: &[&ReportedTable], paired: bool) -> Vec<Line> {
+    let mut notes =
+        vec!["Mean ± half width of the 95 % t-interval over seeds; n is the number of seeds.".to_owned()];
+    if paired {
+        notes[0].push_str(" The paired difference is to the first method, seed by seed.");
+    }
+    if metric.better.is_some() {
+        notes.push("◂ marks the best value, only where its interval separates from all others.".to_owned());
+    }
+    for table in reported {
+        notes.push(format!("Reported: {} — {}", table.title.trim_end_matches('.'), table.source));
+    }
+    if reported.iter().any(|t| t.rows.iter().any(|r| r.cells.iter().any(Reported::is_unknown))) {
+        notes.push("? the paper has this number; it could not be obtained.".to_owned());
+    }
+    notes.iter().map(|n| Line::of(n)).collect()
+}
+
+fn seed_figure(
+    evidence: &Evidence,
+    experiment: &Experiment,
+    metric: &Metric,
+    captions: &mut Captions,
+) -> Option<SeedFigure> {
+    let mut rows = Vec::new();
+    for (i, variant) in experiment.variants.iter().enumerate() {
+        let values = values(evidence, experiment, &variant.id, metric);
+        let Some(mean) = Mean::of(&values).filter(|m| m.n > 1) else { continue };
+        rows.push(Row {
+            label: variant.label.clone(),
+            value: shown(metric, mean.mean),
+            class: format!("s{}", i % STYLES),
+            mean: mean.mean,
+            interval: mean.interval(),
+            points: values,
+            minimum: None,
+        });
+    }
+    if rows.len() < 2 {
+        return None;
+    }
+    let text = format!("{}: {} of every seed, with mean and 95 % interval.", experiment.title, metric.label);
+    let caption = captions.figure(&text);
+    let listed: Vec<String> = rows.iter().map(|r| format!("{} {}", r.label, r.value)).collect();
+    let plot = IntervalPlot {
+        id: caption.id.clone(),
+        title: format!("{} by method, one dot a seed", metric.label),
+        description: format!("Means: {}. The table above has the intervals.", listed.join(", ")),
+        label: names::with_direction(metric),
+        rows,
+        effects: false,
+        factor: 1.0,
+    };
+    Some(SeedFigure { plot: plot.draw()?, caption })
+}
+
+fn secondary_table(
+    evidence: &Evidence,
+    experiment: &Experiment,
+    metrics: &[&Metric],
+    captions: &mut Captions,
+) -> Table {
+    let best: Vec<Option<usize>> = metrics.iter().map(|m| best(m, &means(evidence, experiment, m))).collect();
+    let planned = experiment.seeds.len();
+    let row = |(i, v): (usize, &replica_core::Variant)| {
+        let mut row = vec![Cell::row(&v.label).styled(i % STYLES)];
+        row.extend(metrics.iter().zip(&best).map(|(m, best)| {
+            let cell = measured_cell(m, &values(evidence, experiment, &v.id, m), planned);
+            Cell { best: *best == Some(i), ..cell }
+        }));
+        row
+    };
+    let mut columns = vec![Cell::head("Method")];
+    columns.extend(metrics.iter().map(|m| Cell::number_head(head(m))));
+    Table {
+        caption: Some(captions.table(&format!("{}: further measurements.", experiment.title))),
+        name: String::new(),
+        head: vec![columns],
+        rows: experiment.variants.iter().enumerate().map(row).collect(),
+        notes: vec![Line::of(
+            "Mean ± half width of the 95 % t-interval over seeds. Arrows point to the better side.",
+        )],
+    }
+}
+
+fn cost_table(
+    evidence: &Evidence,
+    experiment: &Experiment,
+    facts: &[&Metric],
+    captions: &mut Captions,
+) -> Table {
+    let memory = |r: &&Record| r.peak_memory_bytes.map(|b| b as f64);
+    let any_memory = experiment
+        .variants
+        .iter()
+        .any(|v| evidence.records(&experiment.id, &v.id).iter().any(|r| r.peak_memory_bytes.is_some()));
+    let row = |(i, v): (usize, &replica_core::Variant)| {
+        let records = evidence.records(&experiment.id, &v.id);
+        let mut row = vec![Cell::row(&v.label).styled(i % STYLES)];
+        row.extend(facts.iter().map(|m| match Mean::of(&values(evidence, experiment, &v.id, m)) {
+            None => measured_cell(m, &values(evidence, experiment, &v.id, m), experiment.seeds.len()),
+            Some(mean) => match mean.half_width {
+                Some(h) if h > 0.0 => Cell::number(shown(m, mean.mean)).noted(format!("± {}", shown(m, h))),
+                _ => Cell::number(shown(m, mean.mean)),
+            },
+        }));
+        let seconds: Vec<f64> = records.iter().map(|r| r.seconds).collect();
+        row.push(cell_of(&seconds, number::duration));
+        if any_memory {
+            row.push(cell_of(&records.iter().filter_map(memory).collect::<Vec<_>>(), number::bytes));
+        }
+        row
+    };
+    let mut columns = vec![Cell::head("Method")];
+    columns.extend(facts.iter().map(|m| Cell::number_head(head(m))));
+    columns.push(Cell::number_head("time per trial"));
+    let mut notes =
+        vec!["Time is wall-clock time of a whole trial, evaluation included, mean over seeds.".to_owned()];
+    if !experiment.exclusive {
+        notes[0].push_str(" Trials shared the machine: compare times within this table only, and with care.");
+    }
+    if any_memory {
+        columns.push(Cell::number_head("peak memory"));
+        notes.push("Peak memory is the largest number of bytes allocated at once.".to_owned());
+    }
+    Table {
+        caption: Some(captions.table(&format!("{}: size, time and memory.", experiment.title))),
+        name: String::new(),
+        head: vec![columns],
+        rows: experiment.variants.iter().enumerate().map(row).collect(),
+        notes: notes.iter().map(|n| Line::of(n)).collect(),
+    }
+}
+
+fn cell_of(values: &[f64], format: fn(f64) -> String) -> Cell {
+    Mean::of(values).map_or_else(|| Cell::missing("not measured"), |m| Cell::number(format(m.mean)))
+}
+
+/// Notes of all main trials, each once, with how many trials made it.
+fn notes(evidence: &Evidence, experiment: &Experiment) -> Vec<Line> {
+    let mut notes: Vec<(String, usize)> = Vec::new();
+    for variant in &experiment.variants {
+        for note in evidence.records(&experiment.id, &variant.id).iter().flat_map(|r| &r.measurements.notes) {
+            let text = format!("{}: {note}", variant.label);
+            match notes.iter_mut().find(|(t, _)| *t == text) {
+                Some((_, n)) => *n += 1,
+                None => notes.push((text, 1)),
+            }
+        }
+    }
+    let line = |(text, n): (String, usize)| {
+        Line::of(&if n > 1 { format!("{text} ({})", number::counted(n, "trial")) } else { text })
+    };
+    notes.into_iter().map(line).collect()
+}
