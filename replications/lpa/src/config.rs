@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use replica_core::claim::Direction;
 use replica_core::plan::{Metric, Tuning};
 use replica_core::replication::{ConfigFile, PlanError};
-use replica_core::{Experiment, Plan, Scale, Variant};
-use replica_datasets::{TokenizerSpec, expected_digests};
+use replica_core::{Digest, Experiment, Plan, Scale, Variant};
+use replica_datasets::{TokenizerSpec, catalogue};
 use replica_train::Recipe;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use crate::model::{ModelConfig, Setting};
 use crate::projection::PairInit;
@@ -154,8 +154,7 @@ struct PublishedModel {
     id: String,
     label: String,
     description: String,
-    #[serde(flatten)]
-    config: BTreeMap<String, Value>,
+    config: ModelConfig,
 }
 
 /// The experiments of a scale.
@@ -211,7 +210,9 @@ impl Study {
 
     fn training(&self, variation: &Variation) -> Result<Training, String> {
         fn given<T: Clone>(value: &Option<T>, key: &str) -> Result<T, String> {
-            value.clone().ok_or_else(|| format!("{key} is missing; give it, or name a study with like = \"...\""))
+            value
+                .clone()
+                .ok_or_else(|| format!("{key} is missing; give it, or name a study with like = \"...\""))
         }
         let (shape, recipe) = (given(&self.model, "model")?, given(&self.recipe, "recipe")?);
         let tokenizer = given(&self.tokenizer, "tokenizer")?;
@@ -263,7 +264,7 @@ impl Study {
             variants,
             seeds: self.seeds.clone(),
             tuning: self.tuning.as_ref().map(|search| search.tuning(self.recipe.as_ref())).transpose()?,
-            data: expected_digests(&text).map_err(|e| e.to_string())?,
+            data: published_digests(&text)?,
             exclusive: false,
             on_request: self.on_request,
         })
@@ -278,7 +279,10 @@ impl Search {
         let mut overrides = Map::new();
         if let (Some(steps), Some(recipe)) = (self.steps, recipe) {
             if steps == 0 || steps > recipe.steps {
-                return Err(format!("tuning: steps = {steps}; 1 to the recipe's {} is expected", recipe.steps));
+                return Err(format!(
+                    "tuning: steps = {steps}; 1 to the recipe's {} is expected",
+                    recipe.steps
+                ));
             }
             // the same share of warm-up
             overrides.insert("steps".to_owned(), json!(steps));
@@ -326,7 +330,7 @@ impl Cost {
             variants: variants.collect::<Result<_, String>>()?,
             seeds: (1..=self.repetitions).collect(),
             tuning: None,
-            data: expected_digests(study.text.as_deref().unwrap_or_default()).map_err(|e| e.to_string())?,
+            data: published_digests(study.text.as_deref().unwrap_or_default())?,
             exclusive: true,
             on_request: study.on_request,
         })
@@ -339,10 +343,10 @@ fn accounting() -> Result<Experiment, PlanError> {
     let error = |problem: String| PlanError::Config { path: path.to_owned(), problem };
     let published: Published =
         toml::from_str(include_str!("../configs/published.toml")).map_err(|e| error(e.to_string()))?;
-    let variants = published.model.into_iter().map(|m| {
-        let model: ModelConfig = serde_json::from_value(json!(m.config)).map_err(|e| format!("`{}`: {e}", m.id))?;
-        variant(&m.id, &m.label, &m.description, &TrialConfig::Account { model })
-    });
+    let variants = published
+        .model
+        .into_iter()
+        .map(|m| variant(&m.id, &m.label, &m.description, &TrialConfig::Account { model: m.config }));
     Ok(Experiment {
         id: "accounting".to_owned(),
         title: "Parameters and operations of the published shapes".to_owned(),
@@ -376,6 +380,12 @@ fn variant(id: &str, label: &str, description: &str, config: &TrialConfig) -> Re
 
 fn metric(name: &str, label: &str, unit: &str, better: Option<Direction>, digits: usize) -> Metric {
     Metric { name: name.to_owned(), label: label.to_owned(), unit: unit.to_owned(), better, digits }
+}
+
+/// Digests of a data set's files, as far as they are published; the others are recorded at their first download.
+fn published_digests(text: &str) -> Result<BTreeMap<String, Digest>, String> {
+    let entry = catalogue().get(text).map_err(|e| format!("text: {e}"))?;
+    Ok(entry.files.iter().filter_map(|file| Some((file.name.clone(), file.sha256.clone()?))).collect())
 }
 
 /// Vocabulary of a tokenizer before it exists.

@@ -137,7 +137,12 @@ impl<'a> Run<'a> {
     /// Times training steps; the loss plays no role.
     fn time(&self, context: &TrialContext) -> Result<Measurements, TrialError> {
         memory::reset_peak();
-        let silent = TrialContext { device: context.device, progress: &Silent, cancel: context.cancel, checkpoints: None };
+        let silent = TrialContext {
+            device: context.device,
+            progress: &Silent,
+            cancel: context.cancel,
+            checkpoints: None,
+        };
         let log = self.train(&silent)?;
         let peak = memory::peak();
         let Some(step) = log.median_step_seconds() else {
@@ -185,7 +190,9 @@ impl Corpora {
     fn get(&self, text: &str, tokenizer: &TokenizerSpec) -> Result<Arc<Corpus>, TrialError> {
         let key = format!("{text} {tokenizer:?}");
         let slot = self.made.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
-        let made = slot.get_or_init(|| Corpus::make(text, tokenizer, &self.sources).map(Arc::new).map_err(|e| e.to_string()));
+        let made = slot.get_or_init(|| {
+            Corpus::make(text, tokenizer, &self.sources).map(Arc::new).map_err(|e| e.to_string())
+        });
         made.clone().map_err(|e| TrialError::Data(e.into()))
     }
 }

@@ -42,8 +42,15 @@ fn spec(plan: &Plan, variant: &str, seed: u64) -> TrialSpec {
     }
 }
 
-fn run(spec: &TrialSpec, threads: usize, checkpoints: Option<&Path>, progress: &dyn Progress, cancel: &AtomicBool) -> Result<Measurements, TrialError> {
-    let context = TrialContext { device: Device::Cpu, progress, cancel, checkpoints: checkpoints.map(Path::to_owned) };
+fn run(
+    spec: &TrialSpec,
+    threads: usize,
+    checkpoints: Option<&Path>,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<Measurements, TrialError> {
+    let context =
+        TrialContext { device: Device::Cpu, progress, cancel, checkpoints: checkpoints.map(Path::to_owned) };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let lpa = lpa();
     // the pool's threads need the context, which borrows `progress`
@@ -61,7 +68,8 @@ fn smoke_agrees_with_its_golden() {
     let store = RunStore::open(folder.path()).unwrap();
     let cancel = AtomicBool::new(false);
     let options = Options { jobs: 2, ..Options::default() };
-    let runner = Runner { replication: &lpa, plan: &plan, store: &store, observer: &(), cancel: &cancel, options };
+    let runner =
+        Runner { replication: &lpa, plan: &plan, store: &store, observer: &(), cancel: &cancel, options };
     let summary = runner.run(&Selection::default()).unwrap();
     assert!(summary.failed.is_empty() && summary.blocked == 0, "{:?}", summary.failed);
     let evidence = gather(&lpa, &plan, "cpu", &store).unwrap().evidence;
@@ -102,7 +110,8 @@ fn bits_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn seeds_and_variants_share_data_order_and_start() {
     let plan = plan();
-    let first_loss = |variant, seed| f32::from_bits(run_silently(&spec(&plan, variant, seed), 1).trace.0[0].0);
+    let first_loss =
+        |variant, seed| f32::from_bits(run_silently(&spec(&plan, variant, seed), 1).trace.0[0].0);
     assert_ne!(first_loss("vanilla", 1), first_loss("vanilla", 2));
     // rank-1 attention differs from the Transformer in its attention only, which starts small
     assert!((first_loss("vanilla", 1) - first_loss("rank1", 1)).abs() < 0.05);
@@ -157,7 +166,13 @@ fn killed_and_resumed_runs_have_the_same_bits() {
     let spec = spec(&plan(), "low_ffn", 2);
     if let Some(folder) = std::env::var_os(VICTIM) {
         let cancel = AtomicBool::new(false);
-        let _ = run(&spec, 1, Some(Path::new(&folder)), &StopAt { step: 37, cancel: &cancel, die: true }, &cancel);
+        let _ = run(
+            &spec,
+            1,
+            Some(Path::new(&folder)),
+            &StopAt { step: 37, cancel: &cancel, die: true },
+            &cancel,
+        );
         unreachable!("the process died at step 37");
     }
     let folder = tempfile::tempdir().unwrap();
@@ -192,8 +207,17 @@ fn the_published_shapes_are_counted_exactly() {
     let lpa = lpa();
     let mut table = String::new();
     for variant in &plan.experiment("accounting").unwrap().variants {
-        let spec = TrialSpec { config: variant.config.clone(), variant: variant.id.clone(), ..spec(&plan, "vanilla", 0) };
-        let context = TrialContext { device: Device::Cpu, progress: &Silent, cancel: &AtomicBool::new(false), checkpoints: None };
+        let spec = TrialSpec {
+            config: variant.config.clone(),
+            variant: variant.id.clone(),
+            ..spec(&plan, "vanilla", 0)
+        };
+        let context = TrialContext {
+            device: Device::Cpu,
+            progress: &Silent,
+            cancel: &AtomicBool::new(false),
+            checkpoints: None,
+        };
         let m = lpa.run(&spec, &context).unwrap().metrics;
         table += &format!(
             "{:<26} {:>11} parameters {:>4} tensors {:>10} forward operations a token\n",
@@ -261,7 +285,10 @@ fn every_parameter_of_every_variant_gets_a_gradient() {
     for scale in [Scale::Smoke, Scale::Small] {
         for experiment in lpa().plan(scale, None).unwrap().experiments {
             for variant in &experiment.variants {
-                let TrialConfig::Train(training) = serde_json::from_value(variant.config.clone()).unwrap() else { continue };
+                let TrialConfig::Train(training) = serde_json::from_value(variant.config.clone()).unwrap()
+                else {
+                    continue;
+                };
                 let parameters = Parameters::new(replica_core::Seed(1), DType::F32, &Device::Cpu);
                 let model = replica_lpa::LanguageModel::new(&training.model, parameters.builder()).unwrap();
                 let gradients = Gradients::default();
@@ -272,8 +299,18 @@ fn every_parameter_of_every_variant_gets_a_gradient() {
                 let labels = Tensor::from_vec(labels, (2, 8), &Device::Cpu).unwrap();
                 tape.backward(&model.loss(&tape.constant(ids), &labels, None).unwrap()).unwrap();
                 for (name, var) in parameters.all() {
-                    let g: Vec<f32> = gradients.tensor(&var).unwrap_or_else(|| panic!("{}: {name}", variant.id)).flatten_all().unwrap().to_vec1().unwrap();
-                    assert!(g.iter().all(|v| v.is_finite()) && g.iter().any(|v| *v != 0.0), "{}: {name}", variant.id);
+                    let g: Vec<f32> = gradients
+                        .tensor(&var)
+                        .unwrap_or_else(|| panic!("{}: {name}", variant.id))
+                        .flatten_all()
+                        .unwrap()
+                        .to_vec1()
+                        .unwrap();
+                    assert!(
+                        g.iter().all(|v| v.is_finite()) && g.iter().any(|v| *v != 0.0),
+                        "{}: {name}",
+                        variant.id
+                    );
                 }
             }
         }
