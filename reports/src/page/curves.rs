@@ -67,8 +67,11 @@ fn figure(
     let metric = names::metric(Some(experiment), name);
     let (label, y_label) = (metric.label.clone(), names::with_unit(&metric));
     let band = if most_seeds > 1 { "; bands span the smallest and largest seed" } else { "" };
-    let above =
-        if clipped && !y.is_log() { " The axis leaves out the first steps, which lie above it." } else { "" };
+    let above = if clipped && !y.is_log() {
+        " The lines enter from above: the axis leaves out the beginning, which the data below has."
+    } else {
+        ""
+    };
     let caption = captions.figure(&format!(
         "{}: {label} during training, mean of {}{band}.{above}",
         experiment.title,
@@ -129,15 +132,15 @@ fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// Range of what comes after the first tenth of every line.
+/// Range of what comes after the first three tenths of every line.
 fn late_range(series: &[Series]) -> Option<(f64, f64)> {
     range(series.iter().flat_map(|s| {
-        let skipped = s.points.len() / 10;
+        let skipped = s.points.len() * 3 / 10;
         s.points[skipped..].iter().flat_map(|p| [p.low, p.high])
     }))
 }
 
-/// Whether the first tenth would leave the rest less than half of the plot.
+/// Whether the beginning would leave the rest, where methods part, less than half of the plot.
 fn clips(series: &[Series]) -> bool {
     let all = range(series.iter().flat_map(|s| s.points.iter().flat_map(|p| [p.low, p.high])));
     match (all, late_range(series)) {

@@ -59,7 +59,7 @@ pub(crate) fn in_words(evidence: &Evidence, result: &ComparisonResult) -> String
     let metric = names::metric(evidence.plan.experiment(&c.experiment), &c.metric);
     let (treatment, control) = labels(evidence, c);
     if !is_measured(result) {
-        return format!("{treatment} against {control}: {} not measured yet", metric.label);
+        return format!("{} of {treatment} and {control} not measured yet", metric.label);
     }
     format!("{} {} for {treatment} than for {control}", metric.label, difference(evidence, result))
 }
