@@ -581,6 +581,7 @@ pub fn hostile() -> Evidence {
         [
             "id",
             "scale",
+            "scales",
             "role",
             "outcome",
             "direction",
