@@ -107,7 +107,7 @@ pub(crate) fn requirement(evidence: &Evidence, c: &Comparison) -> String {
 }
 
 /// The comparison a one-line summary should speak about: one that decides the claim's outcome, else the first.
-pub(crate) fn leading<'a>(results: &'a [ComparisonResult], outcome: Outcome) -> Option<&'a ComparisonResult> {
+pub(crate) fn leading(results: &[ComparisonResult], outcome: Outcome) -> Option<&ComparisonResult> {
     let measured = || results.iter().filter(|r| is_measured(r));
     measured().find(|r| r.outcome == outcome).or_else(|| measured().next())
 }

@@ -408,15 +408,22 @@ fn cost_table(
         .variants
         .iter()
         .any(|v| evidence.records(&experiment.id, &v.id).iter().any(|r| r.peak_memory_bytes.is_some()));
+    let varies = |m: &&Metric| {
+        means(evidence, experiment, m).iter().flatten().any(|m| m.half_width.is_some_and(|h| h > 0.0))
+    };
+    let spread: Vec<bool> = facts.iter().map(varies).collect();
     let row = |(i, v): (usize, &replica_core::Variant)| {
         let records = evidence.records(&experiment.id, &v.id);
         let mut row = vec![Cell::row(&v.label).styled(i % STYLES)];
-        row.extend(facts.iter().map(|m| match Mean::of(&values(evidence, experiment, &v.id, m)) {
-            None => measured_cell(m, &values(evidence, experiment, &v.id, m), experiment.seeds.len()),
-            Some(mean) => match mean.half_width {
-                Some(h) if h > 0.0 => Cell::number(shown(m, mean.mean)).noted(format!("± {}", shown(m, h))),
-                _ => Cell::number(shown(m, mean.mean)),
-            },
+        row.extend(facts.iter().zip(&spread).map(|(m, spread)| {
+            let values = values(evidence, experiment, &v.id, m);
+            match Mean::of(&values) {
+                None => measured_cell(m, &values, experiment.seeds.len()),
+                Some(mean) => {
+                    let half = mean.half_width.filter(|h| *h > 0.0).map(|h| shown(m, h)).unwrap_or_default();
+                    Cell { plus_minus: spread.then_some(half), ..Cell::number(shown(m, mean.mean)) }
+                }
+            }
         }));
         let seconds: Vec<f64> = records.iter().map(|r| r.seconds).collect();
         row.push(cell_of(&seconds, number::duration));
