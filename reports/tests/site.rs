@@ -1,5 +1,8 @@
 //! What every page of the site must be, whatever the evidence.
 
+// a test may panic, and so may its helpers
+#![allow(clippy::unwrap_used)]
+
 mod html;
 mod synthetic;
 
