@@ -7,24 +7,42 @@
 //!
 //! This crate knows no model, no data set and no template.
 
+pub mod atomic;
 pub mod claim;
+pub mod diff;
 pub mod digest;
+pub mod environment;
 pub mod evidence;
+pub mod expansion;
+#[cfg(feature = "fixture")]
+pub mod fixture;
+pub mod gather;
+pub mod golden;
+pub mod judge;
+pub mod memory;
+mod number;
 pub mod paper;
 pub mod plan;
 pub mod record;
 pub mod replication;
+pub mod runner;
 pub mod seed;
+pub mod statistics;
+pub mod store;
 pub mod trial;
 pub mod verdict;
 
 pub use claim::{Claim, Comparison, Direction};
 pub use digest::Digest;
 pub use evidence::Evidence;
+pub use gather::gather;
+pub use judge::judge;
 pub use paper::Paper;
 pub use plan::{Experiment, Plan, Scale, Variant};
 pub use record::{Measurements, Record};
 pub use replication::Replication;
+pub use runner::Runner;
 pub use seed::Seed;
+pub use store::RunStore;
 pub use trial::{TrialContext, TrialError, TrialSpec};
 pub use verdict::{Outcome, Verdict};

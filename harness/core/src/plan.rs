@@ -1,6 +1,6 @@
 //! The experiments of a paper at a scale: variants, seeds, tuning and data, before anything runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::claim::Direction;
 use crate::digest::Digest;
+use crate::replication::PlanError;
 
 /// How much is spent on a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -70,6 +71,78 @@ impl Plan {
     /// The experiment with this id.
     pub fn experiment(&self, id: &str) -> Option<&Experiment> {
         self.experiments.iter().find(|e| e.id == id)
+    }
+
+    /// The plan with another number of seeds: the first `n`, or the given ones and those that follow the
+    /// largest, leaving out tuning seeds. Experiments with a single seed are facts that no seed changes.
+    #[must_use]
+    pub fn with_seeds(mut self, n: usize) -> Self {
+        for experiment in self.experiments.iter_mut().filter(|e| e.seeds.len() > 1) {
+            let tuning: &[u64] = experiment.tuning.as_ref().map_or(&[], |t| &t.seeds);
+            let mut next = experiment.seeds.iter().max().map_or(1, |s| s + 1);
+            experiment.seeds.truncate(n);
+            while experiment.seeds.len() < n {
+                if !tuning.contains(&next) {
+                    experiment.seeds.push(next);
+                }
+                next += 1;
+            }
+        }
+        self
+    }
+
+    /// Checks what no single value shows: names used twice, seeds that both tune and measure, a tuned
+    /// parameter that a variant does not have.
+    ///
+    /// # Errors
+    /// [`PlanError::Config`] naming the experiment.
+    pub fn check(&self) -> Result<(), PlanError> {
+        let repeated = |ids: Vec<String>| {
+            let mut seen = HashSet::new();
+            ids.into_iter().find(|id| !seen.insert(id.clone()))
+        };
+        let problem = |problem: String| Err(PlanError::Config { path: self.config_file.clone(), problem });
+        if let Some(id) = repeated(self.experiments.iter().map(|e| e.id.clone()).collect()) {
+            return problem(format!("two experiments are called `{id}`; ids must be distinct"));
+        }
+        for experiment in &self.experiments {
+            let id = &experiment.id;
+            if let Some(v) = repeated(experiment.variants.iter().map(|v| v.id.clone()).collect()) {
+                return problem(format!(
+                    "experiment `{id}`: two variants are called `{v}`; ids must be distinct"
+                ));
+            }
+            if experiment.seeds.is_empty() {
+                return problem(format!("experiment `{id}`: seeds is empty; at least one is needed"));
+            }
+            if let Some(seed) = repeated(experiment.seeds.iter().map(u64::to_string).collect()) {
+                return problem(format!("experiment `{id}`: seed {seed} is listed twice"));
+            }
+            let Some(tuning) = &experiment.tuning else { continue };
+            let parameter = &tuning.parameter;
+            if tuning.values.is_empty() || tuning.values.iter().any(|v| !v.is_finite()) {
+                return problem(format!(
+                    "experiment `{id}`: tuning of `{parameter}` needs at least one finite value"
+                ));
+            }
+            if tuning.seeds.is_empty() {
+                return problem(format!(
+                    "experiment `{id}`: tuning of `{parameter}` needs at least one seed"
+                ));
+            }
+            if let Some(seed) = tuning.seeds.iter().find(|s| experiment.seeds.contains(s)) {
+                return problem(format!(
+                    "experiment `{id}`: seed {seed} both tunes and measures; choose other tuning seeds"
+                ));
+            }
+            if let Some(v) = experiment.variants.iter().find(|v| v.config.get(parameter).is_none()) {
+                return problem(format!(
+                    "experiment `{id}`: variant `{}` has no `{parameter}` that could be tuned",
+                    v.id
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

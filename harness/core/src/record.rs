@@ -36,7 +36,8 @@ pub struct Record {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Measurements {
-    /// Results by metric name.
+    /// Results by metric name. A diverged tuning trial has an infinite one.
+    #[serde(with = "crate::number::map")]
     pub metrics: BTreeMap<String, f64>,
     /// Curves by name, e.g. `valid_loss` over tokens.
     pub curves: BTreeMap<String, Curve>,
@@ -55,8 +56,10 @@ pub struct Curve {
     /// Label of the x axis, e.g. `tokens`.
     pub x_label: String,
     /// Abscissae, ascending.
+    #[serde(with = "crate::number::list")]
     pub x: Vec<f64>,
     /// Ordinates.
+    #[serde(with = "crate::number::list")]
     pub y: Vec<f64>,
 }
 
@@ -112,7 +115,7 @@ impl TryFrom<String> for Trace {
 
     fn try_from(s: String) -> Result<Self, String> {
         let bad = || "a trace is 16 hexadecimal digits a step".to_owned();
-        if !s.is_ascii() || s.len() % 16 != 0 {
+        if !s.is_ascii() || !s.len().is_multiple_of(16) {
             return Err(bad());
         }
         let word = |w: &str| u32::from_str_radix(w, 16).map_err(|_| bad());
@@ -165,5 +168,28 @@ mod tests {
         b.0.truncate(2);
         assert_eq!(a.first_difference(&b), Some(2));
         assert!(serde_json::from_str::<Trace>("\"0123\"").is_err());
+    }
+
+    #[test]
+    fn infinite_measurements_round_trip() {
+        let mut m = Measurements::default();
+        m.metrics.insert("loss".into(), f64::INFINITY);
+        m.metrics.insert("count".into(), 3.0);
+        let curve = Curve {
+            x_label: "step".into(),
+            x: vec![0.0, 1.0, 2.0],
+            y: vec![0.1, f64::NEG_INFINITY, f64::NAN],
+        };
+        m.curves.insert("loss".into(), curve);
+        let json = serde_json::to_string(&m).unwrap();
+        let back: Measurements = serde_json::from_str(&json).unwrap();
+        assert_eq!(back.metrics, m.metrics);
+        let (y, expected) = (&back.curves["loss"].y, &m.curves["loss"].y);
+        assert!(y.iter().zip(expected).all(|(a, b)| a == b || a.is_nan() && b.is_nan()));
+        let bad = json.replace("\"inf\"", "\"infinite\"");
+        let error = serde_json::from_str::<Measurements>(&bad).unwrap_err().to_string();
+        assert!(error.contains("expected a number"), "{error}");
+        let whole: Measurements = serde_json::from_str(&json.replace("3.0", "3")).unwrap();
+        assert_eq!(whole.metrics["count"], 3.0);
     }
 }

@@ -1,0 +1,205 @@
+//! The data sets this project knows.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use replica_core::Digest;
+use serde::Deserialize;
+
+use crate::{Error, Split, croissant};
+
+const FILES: [(&str, &str); 7] = [
+    ("webster-kjv.json", include_str!("../catalogue/webster-kjv.json")),
+    ("ptb.json", include_str!("../catalogue/ptb.json")),
+    ("wikitext-103-v1.json", include_str!("../catalogue/wikitext-103-v1.json")),
+    ("wikitext-103-raw.json", include_str!("../catalogue/wikitext-103-raw.json")),
+    ("tinyshakespeare.json", include_str!("../catalogue/tinyshakespeare.json")),
+    ("war-and-peace.json", include_str!("../catalogue/war-and-peace.json")),
+    ("pile-uncopyrighted.json", include_str!("../catalogue/pile-uncopyrighted.json")),
+];
+
+/// All data sets, in the order in which they are shown.
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    /// The data sets.
+    pub entries: Vec<Entry>,
+}
+
+/// A data set.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its identifier, such as `ptb`.
+    pub name: String,
+    /// Its name for people.
+    pub title: String,
+    /// What it is and how it is split.
+    pub description: String,
+    /// Its licence, in words.
+    pub licence: String,
+    /// How to cite it.
+    pub citation: String,
+    /// Its home page.
+    pub url: String,
+    /// What is loaded, in order.
+    pub files: Vec<FileEntry>,
+}
+
+/// A file of a data set.
+#[derive(Clone, Debug)]
+pub struct FileEntry {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from.
+    pub urls: Vec<String>,
+    /// Digest of its content, unpacked where it is gzipped text; none only with `first_use`.
+    pub sha256: Option<Digest>,
+    /// Length of the same content, where known.
+    pub bytes: Option<u64>,
+    /// The split that it holds; none if it is split by `percent`.
+    pub split: Option<Split>,
+    /// How it is split by position.
+    pub percent: Option<Percent>,
+    /// How it is read.
+    pub format: Format,
+    /// Where it lies in a `REPLICA_DATA` folder.
+    pub folder: Option<String>,
+    /// Where it lies on the hub.
+    pub hub: Option<HubFile>,
+    /// No digest is published: the first download's is recorded and held to.
+    pub first_use: bool,
+    /// It is part of the binary.
+    pub embedded: bool,
+}
+
+/// How a file becomes text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// UTF-8 text as it is.
+    Text,
+    /// UTF-8 text between Project Gutenberg's `*** START OF` and `*** END OF` lines.
+    Gutenberg,
+    /// A string column of a parquet file, a row a line; an empty row is a line of one blank.
+    Parquet {
+        /// The column's name.
+        column: String,
+    },
+    /// A string field of JSON lines, compressed with zstd; documents are joined by a blank line.
+    JsonLinesZstd {
+        /// The field's name.
+        column: String,
+        /// Reading stops before the first document that would exceed this.
+        max_text_bytes: Option<u64>,
+    },
+}
+
+/// A split by position. A boundary is rounded down to a byte, then up to the next character.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Percent {
+    /// The first part.
+    pub train: u8,
+    /// The part after it.
+    pub valid: u8,
+    /// The rest.
+    pub test: u8,
+}
+
+/// A file of a data set repository on the hub.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubFile {
+    /// `owner/name`.
+    pub repo: String,
+    /// A commit; a branch only where the content is trusted on first use.
+    pub revision: String,
+    /// The path inside the repository.
+    pub path: String,
+}
+
+/// The catalogue.
+pub fn catalogue() -> &'static Catalogue {
+    static CATALOGUE: OnceLock<Catalogue> = OnceLock::new();
+    CATALOGUE.get_or_init(|| Catalogue {
+        entries: FILES
+            .iter()
+            .map(|(file, json)| {
+                Entry::from_croissant(file, json).expect("the tests read every embedded file")
+            })
+            .collect(),
+    })
+}
+
+impl Catalogue {
+    /// The data set of that name.
+    ///
+    /// # Errors
+    /// There is none; the error names those that there are.
+    pub fn get(&self, name: &str) -> Result<&Entry, Error> {
+        self.entries.iter().find(|entry| entry.name == name).ok_or_else(|| Error::UnknownDataset {
+            name: name.to_owned(),
+            known: self.entries.iter().map(|entry| entry.name.clone()).collect(),
+        })
+    }
+
+    /// The name of the file whose content has this digest.
+    pub(crate) fn file_with(&self, digest: &Digest) -> Option<&str> {
+        self.entries
+            .iter()
+            .flat_map(|entry| &entry.files)
+            .find(|file| file.sha256.as_ref() == Some(digest))
+            .map(|file| file.name.as_str())
+    }
+}
+
+impl Entry {
+    /// Reads a Croissant 1.1 file; `label` names it in errors.
+    ///
+    /// # Errors
+    /// It is not valid, has an unknown `replica:` key, or a file that could never be verified.
+    pub fn from_croissant(label: &str, json: &str) -> Result<Self, Error> {
+        croissant::parse(label, json)
+    }
+
+    /// The splits that it has.
+    pub fn splits(&self) -> Vec<Split> {
+        let has = |split: Split| self.files.iter().any(|file| file.holds(split));
+        Split::ALL.into_iter().filter(|&split| has(split)).collect()
+    }
+
+    /// The digest of every file, as a trial's spec records it, without loading anything.
+    ///
+    /// # Errors
+    /// A file has no published digest.
+    pub fn expected_digests(&self) -> Result<BTreeMap<String, Digest>, Error> {
+        self.files
+            .iter()
+            .map(|file| match &file.sha256 {
+                Some(digest) => Ok((file.name.clone(), digest.clone())),
+                None => Err(Error::NoPublishedDigest { dataset: self.name.clone(), file: file.name.clone() }),
+            })
+            .collect()
+    }
+}
+
+impl FileEntry {
+    /// Whether any of a split comes from this file.
+    pub(crate) fn holds(&self, split: Split) -> bool {
+        match (self.split, self.percent) {
+            (Some(own), _) => own == split,
+            (None, Some(percent)) => match split {
+                Split::Train => percent.train > 0,
+                Split::Valid => percent.valid > 0,
+                Split::Test => percent.test > 0,
+            },
+            (None, None) => false,
+        }
+    }
+}
+
+/// [`Entry::expected_digests`] of a data set of the catalogue.
+///
+/// # Errors
+/// It is unknown, or a file has no published digest.
+pub fn expected_digests(name: &str) -> Result<BTreeMap<String, Digest>, Error> {
+    catalogue().get(name)?.expected_digests()
+}

@@ -1,0 +1,112 @@
+//! Layers with parameters, named and initialised as in PyTorch.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use crate::tape::Value;
+
+/// `y = x W^T + b`.
+#[derive(Clone)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Parameters `weight` `[d_out, d_in]` and, if wanted, `bias` `[d_out]`, both drawn from `init(d_in)`.
+    ///
+    /// # Errors
+    /// The builder has other shapes under these names.
+    pub fn new(
+        d_in: usize,
+        d_out: usize,
+        bias: bool,
+        init: impl Fn(usize) -> Init,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let weight = vb.get_with_hints((d_out, d_in), "weight", init(d_in))?;
+        let bias = bias.then(|| vb.get_with_hints(d_out, "bias", init(d_in))).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// `[.., d_in]` to `[.., d_out]`.
+    ///
+    /// # Errors
+    /// The last dimension is not `d_in`.
+    pub fn forward(&self, x: &Value) -> Result<Value> {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+
+    /// Mean cross-entropy of this layer's output as logits, which are never kept whole.
+    ///
+    /// # Errors
+    /// See [`Value::linear_cross_entropy`].
+    pub fn cross_entropy(&self, x: &Value, labels: &Tensor) -> Result<Value> {
+        x.linear_cross_entropy(&self.weight, self.bias.as_ref(), labels)
+    }
+}
+
+/// Root-mean-square norm with a learned scale.
+#[derive(Clone)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// Parameter `weight` `[width]`, initially 1.
+    ///
+    /// # Errors
+    /// The builder has another shape under this name.
+    pub fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+        Ok(Self { weight: vb.get_with_hints(width, "weight", candle_nn::init::ONE)?, eps })
+    }
+
+    /// Normalises the last dimension.
+    ///
+    /// # Errors
+    /// It is not `width`.
+    pub fn forward(&self, x: &Value) -> Result<Value> {
+        x.rms_norm(&self.weight, self.eps)
+    }
+}
+
+/// Layer norm with learned scale and shift.
+#[derive(Clone)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Parameters `weight` and `bias` `[width]`, initially 1 and 0.
+    ///
+    /// # Errors
+    /// The builder has other shapes under these names.
+    pub fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+        let weight = vb.get_with_hints(width, "weight", candle_nn::init::ONE)?;
+        let bias = vb.get_with_hints(width, "bias", candle_nn::init::ZERO)?;
+        Ok(Self { weight, bias, eps })
+    }
+
+    /// Normalises the last dimension.
+    ///
+    /// # Errors
+    /// It is not `width`.
+    pub fn forward(&self, x: &Value) -> Result<Value> {
+        x.layer_norm(&self.weight, &self.bias, self.eps)
+    }
+}
+
+macro_rules! impl_module {
+    ($($layer:ty),*) => {$(
+        /// Inference on plain tensors.
+        impl candle_nn::Module for $layer {
+            fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+                Ok(<$layer>::forward(self, &Value::from(xs.contiguous()?))?.tensor().clone())
+            }
+        }
+    )*};
+}
+impl_module!(Linear, RmsNorm, LayerNorm);

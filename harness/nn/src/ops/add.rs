@@ -1,0 +1,98 @@
+//! `x + y`, elementwise, and `x + table[..t]`, broadcast over the batch (learned positions).
+//!
+//! Kept for backward: nothing. The gradient of a sum goes to both sides without a copy.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::for_dtype;
+use crate::real::Real;
+use crate::simd::vectorised;
+use crate::storage::{buffer, slice, tensor};
+use crate::tape::{CHUNK, Value};
+
+impl Value {
+    /// `self + other`, of the same shape.
+    ///
+    /// # Errors
+    /// The shapes differ.
+    pub fn add(&self, other: &Value) -> Result<Value> {
+        for_dtype!(self.tensor().dtype(), add(self, other))
+    }
+
+    /// `self[b, t, :] + table[t, :]` for `self` `[b, t, width]` and `table` `[>= t, width]`.
+    ///
+    /// # Errors
+    /// The sequence is longer than the table, or the widths differ.
+    pub fn add_positions(&self, table: &Tensor) -> Result<Value> {
+        for_dtype!(self.tensor().dtype(), add_positions(self, table))
+    }
+}
+
+fn add<T: Real>(a: &Value, b: &Value) -> Result<Value> {
+    if a.tensor().shape() != b.tensor().shape() {
+        bail!("add: {:?} and {:?}", a.tensor().shape(), b.tensor().shape());
+    }
+    let mut y = buffer::<T>(a.tensor().elem_count());
+    slice::<T, _>(a.tensor(), |a| {
+        slice::<T, _>(b.tensor(), |b| {
+            y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(
+                |((y, a), b)| {
+                    vectorised(
+                        #[inline(always)]
+                        || y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = *a + *b),
+                    );
+                },
+            );
+        })
+    })??;
+    let y = tensor(y, a.tensor().shape())?;
+    let Some(tape) = Value::recording(&[a, b], &[]) else { return Ok(a.unrecorded(y)) };
+    let (a, b) = (a.slot(), b.slot());
+    Ok(tape.record(y, move |dy, flow| {
+        flow.send_to_slot::<T>(a, dy.clone())?;
+        flow.send_to_slot::<T>(b, dy)
+    }))
+}
+
+fn add_positions<T: Real>(x: &Value, table: &Tensor) -> Result<Value> {
+    let (batch, t, width) = x.tensor().dims3()?;
+    let (rows, table_width) = table.dims2()?;
+    if t > rows || width != table_width {
+        bail!("add_positions: input [{batch}, {t}, {width}] for a table [{rows}, {table_width}]");
+    }
+    let len = t * width;
+    let mut y = buffer::<T>(batch * len);
+    slice::<T, _>(x.tensor(), |x| {
+        slice::<T, _>(table, |p| {
+            y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| {
+                vectorised(
+                    #[inline(always)]
+                    || y.iter_mut().zip(x).zip(&p[..len]).for_each(|((y, x), p)| *y = *x + *p),
+                );
+            });
+        })
+    })??;
+    let y = tensor(y, x.tensor().shape())?;
+    let Some(tape) = Value::recording(&[x], &[table]) else { return Ok(x.unrecorded(y)) };
+    let (slot, table) = (x.slot(), table.clone());
+    Ok(tape.record(y, move |dy, flow| {
+        slice::<T, _>(dy.tensor(), |dy| {
+            flow.add_to_parameter::<T>(&table, |dp, fresh| {
+                if fresh {
+                    dp.fill(T::zero());
+                }
+                dp[..len].par_chunks_mut(CHUNK).enumerate().for_each(|(i, dp)| {
+                    for row in dy.chunks_exact(len) {
+                        let row = &row[i * CHUNK..][..dp.len()];
+                        vectorised(
+                            #[inline(always)]
+                            || dp.iter_mut().zip(row).for_each(|(p, v)| *p += *v),
+                        );
+                    }
+                });
+            })
+        })??;
+        flow.send_to_slot::<T>(slot, dy)
+    }))
+}

@@ -1,0 +1,121 @@
+//! The number types operations are written for.
+
+use candle_core::WithDType;
+
+/// `f32`, which trains, or `f64`, which checks gradients by differences.
+pub trait Real: WithDType {
+    /// e^x; within 2 ulp, vectorisable for `f32`.
+    fn exp(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// `self * a + b`, rounded once.
+    fn mul_add(self, a: Self, b: Self) -> Self;
+    /// The larger of two numbers; the other one if one is NaN.
+    fn larger(self, other: Self) -> Self;
+    /// Negative infinity.
+    fn lowest() -> Self;
+    /// From a count.
+    #[inline(always)]
+    fn of(n: usize) -> Self {
+        Self::from_f64(n as f64)
+    }
+}
+
+impl Real for f32 {
+    /// Cephes' polynomial: range reduction by ln 2 in two parts, degree 6. NaN goes in and out unchanged,
+    /// so that a diverged run is seen.
+    #[inline(always)]
+    fn exp(self) -> f32 {
+        let x = if self > 88.3 { 88.3 } else { self };
+        let x = if x < -87.3 { -87.3 } else { x };
+        let n = (x * std::f32::consts::LOG2_E + 0.5).floor();
+        let r = f32::mul_add(n, -0.693_359_4, x);
+        let r = f32::mul_add(n, 2.121_944_4e-4, r);
+        let p = 1.987_569_2e-4f32;
+        let p = f32::mul_add(p, r, 1.398_199_9e-3);
+        let p = f32::mul_add(p, r, 8.333_452e-3);
+        let p = f32::mul_add(p, r, 4.166_579_6e-2);
+        let p = f32::mul_add(p, r, 1.666_666_5e-1);
+        let p = f32::mul_add(p, r, 5e-1);
+        let y = f32::mul_add(p * r, r, r) + 1.0;
+        y * f32::from_bits((((n as i32) + 127) << 23) as u32)
+    }
+
+    #[inline(always)]
+    fn ln(self) -> f32 {
+        f32::ln(self)
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> f32 {
+        f32::sqrt(self)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: f32, b: f32) -> f32 {
+        f32::mul_add(self, a, b)
+    }
+
+    #[inline(always)]
+    fn larger(self, other: f32) -> f32 {
+        if self > other { self } else { other }
+    }
+
+    #[inline(always)]
+    fn lowest() -> f32 {
+        f32::NEG_INFINITY
+    }
+}
+
+impl Real for f64 {
+    #[inline(always)]
+    fn exp(self) -> f64 {
+        f64::exp(self)
+    }
+
+    #[inline(always)]
+    fn ln(self) -> f64 {
+        f64::ln(self)
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> f64 {
+        f64::sqrt(self)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: f64, b: f64) -> f64 {
+        f64::mul_add(self, a, b)
+    }
+
+    #[inline(always)]
+    fn larger(self, other: f64) -> f64 {
+        if self > other { self } else { other }
+    }
+
+    #[inline(always)]
+    fn lowest() -> f64 {
+        f64::NEG_INFINITY
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fast_exp_is_accurate() {
+        let mut worst = 0f64;
+        for i in -870_000..880_000 {
+            let x = i as f32 * 1e-4;
+            let exact = f64::from(x).exp();
+            worst = worst.max(((f64::from(Real::exp(x)) - exact) / exact).abs());
+        }
+        assert!(worst < 2.5e-7, "relative error {worst:e}");
+        assert_eq!(Real::exp(0f32), 1.0);
+        assert!(Real::exp(f32::NAN).is_nan());
+        assert!(Real::exp(f32::NEG_INFINITY) < 1e-37);
+    }
+}

@@ -1,0 +1,218 @@
+//! Every operation's backward pass against central differences, in double precision on random shapes.
+
+use candle_core::{Device, Result, Tensor, Var};
+use proptest::prelude::*;
+use rand::Rng;
+use replica_core::Seed;
+use replica_nn::ops::{Attention, Dropout, IGNORE, RopeTable};
+use replica_nn::{Gradients, Tape, Value};
+
+const STEP: f64 = 1e-5;
+const TOLERANCE: f64 = 2e-7;
+
+/// Numbers on [-1, 1) that keep away from 0, where ReLU has no derivative.
+fn numbers(n: usize, rng: &mut impl Rng) -> Vec<f64> {
+    let unit = |rng: &mut dyn Rng| (rng.next_u32() as f64 + 0.5) / 4_294_967_296.0;
+    (0..n).map(|_| (0.01 + 0.99 * unit(rng)) * if rng.next_u32() % 2 == 0 { 1.0 } else { -1.0 }).collect()
+}
+
+fn variable(shape: &[usize], rng: &mut impl Rng) -> Var {
+    let data = numbers(shape.iter().product(), rng);
+    Var::from_tensor(&Tensor::from_vec(data, shape, &Device::Cpu).unwrap()).unwrap()
+}
+
+/// Compares the gradients of sum(f(inputs) * cotangent) by all inputs with central differences. Inputs are
+/// given twice: as values on the tape and as the tensors behind them, for operations with weights.
+fn check(shapes: &[&[usize]], seed: u64, f: impl Fn(&[Value], &[Tensor]) -> Result<Value>) {
+    let mut rng = Seed(seed).stream("test");
+    let inputs: Vec<Var> = shapes.iter().map(|shape| variable(shape, &mut rng)).collect();
+    let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
+
+    let gradients = Gradients::default();
+    let tape = Tape::new(&gradients);
+    let values: Vec<Value> = tensors.iter().map(|t| tape.variable(t).unwrap()).collect();
+    let y = f(&values, &tensors).unwrap();
+    let cotangent = numbers(y.tensor().elem_count(), &mut rng);
+    let g = Tensor::from_vec(cotangent.clone(), y.tensor().shape(), &Device::Cpu).unwrap();
+    tape.backward_from(&y, g).unwrap();
+
+    let objective = |inputs: &[Tensor]| -> f64 {
+        let values: Vec<Value> = inputs.iter().map(|t| Value::from(t.clone())).collect();
+        let y = f(&values, inputs).unwrap().tensor().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        y.iter().zip(&cotangent).map(|(y, c)| y * c).sum()
+    };
+    for (which, tensor) in tensors.iter().enumerate() {
+        let analytic: Vec<f64> = match gradients.tensor(tensor) {
+            Some(g) => g.flatten_all().unwrap().to_vec1().unwrap(),
+            None => panic!("input {which} got no gradient"),
+        };
+        let at: Vec<f64> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        for i in 0..at.len() {
+            let shifted = |by: f64| {
+                let mut moved = at.clone();
+                moved[i] += by;
+                let mut inputs = tensors.clone();
+                inputs[which] = Tensor::from_vec(moved, tensor.shape(), &Device::Cpu).unwrap();
+                objective(&inputs)
+            };
+            let numeric = (shifted(STEP) - shifted(-STEP)) / (2.0 * STEP);
+            let error = (analytic[i] - numeric).abs() / (1.0 + numeric.abs());
+            assert!(
+                error < TOLERANCE,
+                "input {which}, element {i}: {} by backward, {numeric} by differences",
+                analytic[i]
+            );
+        }
+    }
+}
+
+fn labels(n: usize, classes: usize, rng: &mut impl Rng) -> Tensor {
+    let draw = |i: usize, rng: &mut dyn Rng| {
+        if i > 0 && rng.next_u32() % 4 == 0 { IGNORE } else { i64::from(rng.next_u32()) % classes as i64 }
+    };
+    let labels: Vec<i64> = (0..n).map(|i| draw(i, rng)).collect();
+    Tensor::from_vec(labels, n, &Device::Cpu).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn linear(n in 1usize..6, k in 1usize..20, o in 1usize..9, seed: u64) {
+        check(&[&[n, k], &[o, k], &[o]], seed, |x, w| x[0].linear(&w[1], Some(&w[2])));
+        check(&[&[2, n, k], &[o, k]], seed, |x, w| x[0].linear(&w[1], None));
+    }
+
+    #[test]
+    fn norms(n in 1usize..6, width in 2usize..40, seed: u64) {
+        check(&[&[n, width], &[width]], seed, |x, w| x[0].rms_norm(&w[1], 1e-6));
+        check(&[&[n, width], &[width], &[width]], seed, |x, w| x[0].layer_norm(&w[1], &w[2], 1e-5));
+    }
+
+    #[test]
+    fn activations(n in 1usize..40, seed: u64) {
+        check(&[&[n]], seed, |x, _| x[0].relu());
+        check(&[&[n]], seed, |x, _| x[0].silu());
+        check(&[&[n]], seed, |x, _| x[0].gelu_tanh());
+        check(&[&[n], &[n]], seed, |x, _| x[0].swiglu(&x[1]));
+        check(&[&[n]], seed, |x, _| x[0].dropout(0.3, Some(&Dropout::new(seed, 7))));
+        check(&[&[n]], seed, |x, _| x[0].sum());
+        let targets = Tensor::zeros(n, candle_core::DType::F64, &Device::Cpu).unwrap();
+        check(&[&[n]], seed, |x, _| x[0].mean_squared_error(&targets));
+        check(&[&[2, n, 3]], seed, |x, _| x[0].select_positions(&[n - 1, n / 2])?.add(&x[0].select_positions(&[0, 0])?));
+    }
+
+    /// A value used three times: its gradient is moved once and added twice.
+    #[test]
+    fn shared_values(n in 1usize..20, seed: u64) {
+        check(&[&[n]], seed, |x, _| x[0].add(&x[0])?.add(&x[0].silu()?)?.swiglu(&x[0]));
+    }
+
+    #[test]
+    fn positions(batch in 1usize..3, t in 1usize..6, half in 1usize..4, heads in 1usize..3, start in 0usize..3, seed: u64) {
+        let table = RopeTable::new(2 * half, 16, 10_000.0).unwrap();
+        check(&[&[batch, t, heads * 2 * half]], seed, |x, _| x[0].rope(&table, start));
+        check(&[&[batch, t, half], &[t + start, half]], seed, |x, w| x[0].add_positions(&w[1]));
+    }
+
+    #[test]
+    fn embedding(n in 1usize..8, vocab in 1usize..6, width in 1usize..5, seed: u64) {
+        let mut rng = Seed(seed).stream("ids");
+        let ids: Vec<u32> = (0..n).map(|_| rng.next_u32() % vocab as u32).collect();
+        let ids = Tensor::from_vec(ids, n, &Device::Cpu).unwrap();
+        // scaled by x[1], so that the ids' constant is on a tape
+        check(&[&[vocab, width], &[n, width]], seed, |x, w| {
+            x[0].constant_beside(ids.clone()).embedding(&w[0])?.swiglu(&x[1])
+        });
+    }
+
+    #[test]
+    fn attention(batch in 1usize..3, t in 1usize..6, more in 0usize..3, heads in 1usize..3, d in 1usize..5, causal: bool, seed: u64) {
+        let (s, width) = (t + more, heads * d);
+        let attention = Attention { heads, scale: 0.7, causal };
+        check(&[&[batch, t, width], &[batch, s, width], &[batch, s, width]], seed, |x, _| x[0].attention(&x[1], &x[2], attention));
+    }
+
+    #[test]
+    fn losses(n in 1usize..7, k in 1usize..6, vocab in 2usize..9, seed: u64) {
+        let labels = labels(n, vocab, &mut Seed(seed).stream("labels"));
+        check(&[&[n, vocab]], seed, |x, _| x[0].cross_entropy(&labels));
+        check(&[&[n, k], &[vocab, k], &[vocab]], seed, |x, w| x[0].linear_cross_entropy(&w[1], Some(&w[2]), &labels));
+    }
+}
+
+/// More than one block of queries, more than one group of rows: the paths small shapes do not reach.
+#[test]
+fn long_sequences() {
+    let attention = |causal| Attention { heads: 1, scale: 0.5, causal };
+    for causal in [true, false] {
+        check(&[&[1, 70, 2], &[1, 71, 2], &[1, 71, 2]], 1, |x, _| {
+            x[0].attention(&x[1], &x[2], attention(causal))
+        });
+    }
+    check(&[&[150, 3], &[3]], 2, |x, w| x[0].rms_norm(&w[1], 1e-6));
+    check(&[&[150, 3], &[3], &[3]], 3, |x, w| x[0].layer_norm(&w[1], &w[2], 1e-5));
+    check(&[&[600, 2], &[2, 2], &[2]], 4, |x, w| x[0].linear(&w[1], Some(&w[2])));
+}
+
+/// The head and its loss together agree with the head followed by the loss, also over several groups of rows.
+#[test]
+fn fused_loss_equals_separate_loss() {
+    let mut rng = Seed(5).stream("test");
+    let (rows, width, vocab) = (70, 4, 60_000);
+    let x = variable(&[rows, width], &mut rng);
+    let (w, b) = (variable(&[vocab, width], &mut rng), variable(&[vocab], &mut rng));
+    let labels = labels(rows, vocab, &mut rng);
+    let run = |fused: bool| -> Vec<Tensor> {
+        let gradients = Gradients::default();
+        let tape = Tape::new(&gradients);
+        let h = tape.variable(x.as_tensor()).unwrap();
+        let loss = if fused {
+            h.linear_cross_entropy(&w, Some(&b), &labels).unwrap()
+        } else {
+            h.linear(&w, Some(&b)).unwrap().cross_entropy(&labels).unwrap()
+        };
+        tape.backward(&loss).unwrap();
+        let mut all = vec![loss.tensor().clone()];
+        all.extend([&x, &w, &b].map(|v| gradients.tensor(v).unwrap().copy().unwrap()));
+        all
+    };
+    for (a, b) in run(true).iter().zip(&run(false)) {
+        let worst = (a - b)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .max(0)
+            .unwrap()
+            .to_scalar::<f64>()
+            .unwrap();
+        assert!(worst < 1e-12, "{worst:e}");
+    }
+}
+
+/// Gradients add up over backward passes until they are cleared; frozen weights get none.
+#[test]
+fn gradients_accumulate_and_frozen_weights_stay_without() {
+    let mut rng = Seed(6).stream("test");
+    let (x, w) = (variable(&[3, 2], &mut rng), variable(&[2, 2], &mut rng));
+    let frozen = w.as_tensor().copy().unwrap();
+    let gradients = Gradients::default();
+    let pass = |weight: &Tensor| {
+        let tape = Tape::new(&gradients);
+        let y = tape.constant(x.as_tensor().clone()).linear(weight, None).unwrap().sum().unwrap();
+        tape.backward(&y).unwrap();
+    };
+    let get = |t: &Tensor| gradients.tensor(t).map(|g| g.flatten_all().unwrap().to_vec1::<f64>().unwrap());
+    pass(&frozen);
+    assert_eq!(get(&frozen), None);
+    pass(&w);
+    let once = get(&w).unwrap();
+    pass(&w);
+    assert_eq!(get(&w).unwrap(), once.iter().map(|v| 2.0 * v).collect::<Vec<_>>());
+    gradients.clear();
+    assert_eq!(get(&w), None);
+    pass(&w);
+    assert_eq!(get(&w).unwrap(), once);
+}

@@ -1,0 +1,166 @@
+//! The training loop of a language model.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use replica_core::record::{Curve, Trace};
+use replica_core::{Seed, TrialContext, TrialError};
+use replica_nn::ops::Dropout;
+use replica_nn::{Gradients, Parameters, Tape, Value};
+use serde::{Deserialize, Serialize};
+
+use crate::adamw::{AdamW, Options, Step};
+use crate::blocks::Blocks;
+use crate::checkpoint;
+use crate::recipe::Recipe;
+use crate::schedule::learning_rate;
+
+/// What a training run wrote down.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Log {
+    /// `train_loss` (mean since the point before) and `valid_loss`, over tokens.
+    pub curves: BTreeMap<String, Curve>,
+    /// Bits of loss and gradient norm of every step.
+    pub trace: Trace,
+    /// Steps done.
+    pub steps: u64,
+    /// Sum and number of losses since the last point of `train_loss`.
+    pending: (f64, u64),
+    /// Seconds of every step of this process, without evaluations and checkpoints.
+    #[serde(skip)]
+    pub step_seconds: Vec<f64>,
+}
+
+impl Log {
+    fn point(&mut self, name: &str, tokens: u64, y: f64) {
+        let curve = self
+            .curves
+            .entry(name.to_owned())
+            .or_insert_with(|| Curve { x_label: "tokens".to_owned(), ..Curve::default() });
+        curve.x.push(tokens as f64);
+        curve.y.push(y);
+    }
+
+    /// Median seconds a step, leaving out the first ones, which allocate.
+    pub fn median_step_seconds(&self) -> Option<f64> {
+        let mut times = self.step_seconds.get(self.step_seconds.len().min(3)..)?.to_vec();
+        times.sort_by(f64::total_cmp);
+        times.get(times.len() / 2).copied()
+    }
+}
+
+/// Trains `parameters` in place. `loss(ids, labels, dropout)` is the mean over a batch's predicted positions;
+/// `validate` is the validation loss now, in nats a token.
+///
+/// With a checkpoint folder in the context, a run that was killed goes on from its last checkpoint and
+/// computes the same bits as one that was not.
+///
+/// # Errors
+/// A loss or gradient that is not finite, a stop that was asked for, a checkpoint that cannot be written.
+pub fn train(
+    parameters: &Parameters,
+    recipe: &Recipe,
+    blocks: &Blocks,
+    seed: Seed,
+    context: &TrialContext,
+    loss: impl Fn(&Value, &Tensor, &Dropout) -> candle_core::Result<Value>,
+    mut validate: impl FnMut() -> candle_core::Result<f64>,
+) -> Result<Log, TrialError> {
+    let device = Device::Cpu;
+    let mut optimiser = AdamW::new(
+        parameters,
+        Options {
+            beta1: recipe.beta1,
+            beta2: recipe.beta2,
+            eps: recipe.eps,
+            weight_decay: recipe.weight_decay,
+            clip_norm: recipe.clip_norm,
+        },
+    );
+    let mut log = resume(parameters, &mut optimiser, context)?.unwrap_or_default();
+    let mut order = blocks.order(seed, recipe.batch_size);
+    let dropout_key = seed.counter_key("dropout");
+    let gradients = Gradients::default();
+    let tokens_a_step = (recipe.batch_size * recipe.seq_len) as u64;
+    // our choice: a run loses at most a twentieth of its work
+    let checkpoint_every = recipe.steps.div_ceil(20).max(10);
+
+    while log.steps < recipe.steps {
+        if context.check_cancelled().is_err() {
+            save(parameters, &optimiser, &log, context)?;
+            return Err(TrialError::Interrupted);
+        }
+        let started = Instant::now();
+        let step = log.steps;
+        let batch = blocks.batch(&order(step), &device).map_err(TrialError::failed)?;
+        let tape = Tape::new(&gradients);
+        let loss = loss(&tape.constant(batch.ids), &batch.labels, &Dropout::new(dropout_key, step))
+            .map_err(TrialError::failed)?;
+        let value: f32 = loss.tensor().to_scalar().map_err(TrialError::failed)?;
+        let non_finite = |what: &str, value| TrialError::NonFinite {
+            step,
+            what: what.to_owned(),
+            value,
+            learning_rate: recipe.learning_rate,
+        };
+        if !value.is_finite() {
+            return Err(non_finite("loss", value));
+        }
+        tape.backward(&loss).map_err(TrialError::failed)?;
+        let rate = learning_rate(recipe.learning_rate, recipe.warmup_steps, recipe.steps, step);
+        match optimiser.step(&gradients, rate).map_err(TrialError::failed)? {
+            Step::Taken { gradient_norm } => log.trace.push(value, gradient_norm),
+            Step::NonFinite { parameter, gradient_norm } => {
+                return Err(non_finite(&format!("the gradient of `{parameter}`"), gradient_norm));
+            }
+        }
+        log.step_seconds.push(started.elapsed().as_secs_f64());
+        log.steps += 1;
+        log.pending = (log.pending.0 + f64::from(value), log.pending.1 + 1);
+        let tokens = log.steps * tokens_a_step;
+        context.progress.step(log.steps, recipe.steps, value, tokens);
+        if log.steps.is_multiple_of(recipe.eval_every) || log.steps == recipe.steps {
+            let (sum, n) = std::mem::take(&mut log.pending);
+            log.point("train_loss", tokens, sum / n as f64);
+            let valid = validate().map_err(TrialError::failed)?;
+            log.point("valid_loss", tokens, valid);
+        }
+        if log.steps.is_multiple_of(checkpoint_every) && log.steps < recipe.steps {
+            save(parameters, &optimiser, &log, context)?;
+        }
+    }
+    Ok(log)
+}
+
+fn save(
+    parameters: &Parameters,
+    optimiser: &AdamW,
+    log: &Log,
+    context: &TrialContext,
+) -> Result<(), TrialError> {
+    let Some(folder) = &context.checkpoints else { return Ok(()) };
+    let mut tensors: HashMap<String, Tensor> = parameters
+        .all()
+        .into_iter()
+        .map(|(name, var)| (format!("w.{name}"), var.as_tensor().clone()))
+        .collect();
+    tensors.extend(optimiser.state().map_err(TrialError::failed)?);
+    checkpoint::save(folder, log.steps, &tensors, log).map_err(TrialError::failed)
+}
+
+fn resume(
+    parameters: &Parameters,
+    optimiser: &mut AdamW,
+    context: &TrialContext,
+) -> Result<Option<Log>, TrialError> {
+    let Some(folder) = &context.checkpoints else { return Ok(None) };
+    let Some((tensors, log)) = checkpoint::load::<Log>(folder).map_err(TrialError::failed)? else {
+        return Ok(None);
+    };
+    let weights =
+        tensors.iter().filter_map(|(name, t)| Some((name.strip_prefix("w.")?.to_owned(), t.clone())));
+    parameters.load(&weights.collect()).map_err(TrialError::failed)?;
+    optimiser.restore(log.steps, &tensors).map_err(TrialError::failed)?;
+    Ok(Some(log))
+}
