@@ -1,8 +1,13 @@
 //! The `replica` command.
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+use std::process::ExitCode;
 
-fn main() {
-    println!("replica {}", env!("CARGO_PKG_VERSION"));
+use replica_cli::{Streams, registry};
+use replica_core::memory::Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting<mimalloc::MiMalloc> = Counting(mimalloc::MiMalloc);
+
+fn main() -> ExitCode {
+    ExitCode::from(replica_cli::run(std::env::args_os(), &registry::replications(), &mut Streams::standard()))
 }

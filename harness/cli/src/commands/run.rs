@@ -1,0 +1,123 @@
+//! `replica run`
+
+use replica_core::expansion::Selection;
+use replica_core::runner::{Options, Summary};
+use replica_core::{Outcome, RunStore, Runner, TrialError, environment, trial::Device};
+use serde_json::json;
+
+use crate::Session;
+use crate::arguments::RunOptions;
+use crate::commands::{claims, report};
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::progress::Watch;
+use crate::study::studies;
+
+pub(crate) fn run(session: &mut Session, options: &RunOptions) -> Result<(), Failure> {
+    let studies = studies(session, &options.plan)?;
+    if studies.is_empty() {
+        let scale = &options.plan.setting.scale;
+        return Err(Failure::usage(format!(
+            "no paper has a configuration for scale {scale}; see `replica list`"
+        )));
+    }
+    let global = &session.arguments.global;
+    let store = RunStore::open(&global.runs)?;
+    let device = options.plan.setting.device;
+    let threads = options.threads.map_or_else(environment::cores, usize::from);
+    let jobs = options.jobs.map_or(if device == Device::Cpu { threads } else { 1 }, usize::from);
+    let commit = Some(env!("REPLICA_COMMIT")).filter(|c| !c.is_empty()).map(str::to_owned);
+    let accelerator = (device != Device::Cpu).then(|| device.to_string());
+    let cancel = interrupt::flag()?;
+    let selection = options.plan.target.as_ref().map_or_else(Selection::default, |t| t.selection.clone());
+
+    let mut all = Vec::new();
+    let mut total = Summary::default();
+    for study in &studies {
+        let terminal = session.streams.terminal;
+        let watch = Watch::new(session.streams.err(), terminal, global.quiet);
+        let runner = Runner {
+            replication: study.replication,
+            plan: &study.plan,
+            store: &store,
+            observer: &watch,
+            cancel,
+            options: Options {
+                device,
+                jobs,
+                threads,
+                resume: options.resume,
+                force: options.force,
+                commit: commit.clone(),
+                accelerator: accelerator.clone(),
+            },
+        };
+        let summary = runner.run(&selection)?;
+        total.finished += summary.finished;
+        total.skipped += summary.skipped;
+        total.blocked += summary.blocked;
+        total.failed.extend(summary.failed);
+        total.interrupted |= summary.interrupted;
+        if total.interrupted {
+            break;
+        }
+        let mut evidence = study.evidence(session, &store, device.backend())?;
+        evidence.command = format!("cargo run --release -- {}", session.words.join(" "));
+        all.push(evidence);
+    }
+    if total.interrupted {
+        return Err(Failure::Interrupted(
+            "interrupted; the same command with --resume goes on from the last checkpoints".to_owned(),
+        ));
+    }
+    let index = report::write(session, &store, &options.plan.setting, &all, None)?;
+    if global.json {
+        session.streams.json(&json!({
+            "finished": total.finished,
+            "already_run": total.skipped,
+            "failed": total.failed.iter().map(|(spec, error)| json!({
+                "trial": spec.path(),
+                "role": spec.role,
+                "seed": spec.seed,
+                "error": error.to_string(),
+            })).collect::<Vec<_>>(),
+            "not_started": total.blocked,
+            "papers": all.iter().map(|e| json!({
+                "paper": e.paper.id,
+                "scale": e.plan.scale,
+                "backend": e.backend,
+                "verdicts": e.verdicts,
+            })).collect::<Vec<_>>(),
+            "report": index,
+        }))?;
+    } else {
+        for evidence in &all {
+            claims::show(session.streams, evidence);
+        }
+        let verdicts: Vec<Outcome> = all.iter().flat_map(|e| &e.verdicts).map(|v| v.outcome).collect();
+        if verdicts.is_empty() {
+            session.streams.result("no claim was judged");
+        }
+        session.streams.result(&format!(
+            "{} trials run, {} had been run before, {} failed",
+            total.finished,
+            total.skipped,
+            total.failed.len()
+        ));
+        session.streams.result(&format!("report: {}", index.display()));
+    }
+    verdict_of_the_run(&total)
+}
+
+fn verdict_of_the_run(total: &Summary) -> Result<(), Failure> {
+    if total.failed.is_empty() && total.blocked == 0 {
+        return Ok(());
+    }
+    let message = format!("{} trials failed, {} could not start", total.failed.len(), total.blocked);
+    let environment = |e: &TrialError| matches!(e, TrialError::Data(_) | TrialError::Device(_));
+    if total.failed.iter().any(|(_, error)| environment(error)) {
+        Err(Failure::environment(message))
+    } else {
+        Err(Failure::Check(message))
+    }
+}
