@@ -1,8 +1,13 @@
 //! The papers this binary knows. A new replication is one line here.
 
+use std::sync::Arc;
+
 use replica_core::Replication;
+use replica_datasets::Sources;
+use replica_lpa::Lpa;
 
 /// All replications, in the order of the report.
 pub fn replications() -> Vec<Box<dyn Replication>> {
-    Vec::new()
+    let sources = Arc::new(Sources::from_environment());
+    vec![Box::new(Lpa::new(sources))]
 }

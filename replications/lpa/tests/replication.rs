@@ -17,7 +17,7 @@ use replica_datasets::Sources;
 use replica_lpa::Lpa;
 
 fn lpa() -> Lpa {
-    Lpa::new(Arc::new(Sources::from_environment())).unwrap()
+    Lpa::new(Arc::new(Sources::from_environment()))
 }
 
 fn plan() -> Plan {
