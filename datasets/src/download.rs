@@ -1,23 +1,27 @@
 //! Downloads that resume where they stopped.
 //!
-//! The hub's addresses, token, cache and errors are the `hf-hub` crate's. Its own download into its
-//! cache starts over after every interruption and waits for a silent server for ever, so the bytes are
-//! taken from its ranged stream into a partial file here, under a time limit.
+//! The hub's addresses, token and cache are the `hf-hub` crate's. Its own download into its cache
+//! takes no time limit and forgets where it stopped when the program ends, so the bytes are asked for
+//! here, into a partial file.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
-use hf_hub::{HFClient, HFError};
-use reqwest::StatusCode;
-use reqwest::header::{CONTENT_RANGE, RANGE};
+use hf_hub::{Cache, Repo, RepoType};
+use ureq::Agent;
+use ureq::config::RedirectAuthHeaders;
+use ureq::http::StatusCode;
+use ureq::http::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
+use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::Sources;
 use crate::catalogue::HubFile;
+
+/// Bytes are written and reported in pieces of at most this many.
+const CHUNK: usize = 1 << 16;
 
 /// Where a file is downloaded from.
 pub(crate) enum Remote<'a> {
@@ -28,15 +32,11 @@ pub(crate) enum Remote<'a> {
 }
 
 impl Remote<'_> {
-    /// The address, for people.
+    /// The address.
     pub(crate) fn url(&self, sources: &Sources) -> String {
         match self {
             Self::Url(url) => (*url).to_owned(),
-            Self::Hub(hub) => {
-                let endpoint = sources.hub.endpoint.as_deref().unwrap_or("https://huggingface.co");
-                let endpoint = endpoint.trim_end_matches('/');
-                format!("{endpoint}/datasets/{}/resolve/{}/{}", hub.repo, hub.revision, hub.path)
-            }
+            Self::Hub(hub) => hub_url(hub, sources),
         }
     }
 }
@@ -101,40 +101,16 @@ impl DownloadProblem {
         }
     }
 
-    fn from_request(error: &reqwest::Error, timeout: Duration) -> Self {
-        if error.is_timeout() {
-            return Self::TimedOut(timeout);
-        }
-        if let Some(status) = error.status() {
-            return Self::from_status(status);
-        }
-        Self::Connection(innermost(error))
-    }
-
-    fn from_hub(error: &HFError, timeout: Duration) -> Self {
+    fn from_request(error: ureq::Error, timeout: Duration) -> Self {
         match error {
-            HFError::EntryNotFound { .. }
-            | HFError::RepoNotFound { .. }
-            | HFError::RevisionNotFound { .. } => Self::NotFound,
-            HFError::AuthRequired { context }
-            | HFError::Forbidden { context }
-            | HFError::Http { context } => Self::from_status(context.status),
-            HFError::RateLimited { .. } => Self::Status(429),
-            other => {
-                let mut source: Option<&(dyn std::error::Error + 'static)> = Some(other);
-                while let Some(error) = source {
-                    if let Some(request) = error.downcast_ref::<reqwest::Error>() {
-                        return Self::from_request(request, timeout);
-                    }
-                    source = error.source();
-                }
-                Self::Connection(innermost(other))
-            }
+            ureq::Error::Timeout(_) => Self::TimedOut(timeout),
+            ureq::Error::Io(error) => Self::Connection(innermost(&error)),
+            other => Self::Connection(other.to_string()),
         }
     }
 }
 
-/// The cause that says most: HTTP clients wrap it several times.
+/// The cause that says most: errors wrap it several times.
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut inner = error;
     while let Some(source) = inner.source() {
@@ -152,41 +128,11 @@ pub(crate) fn download(
     expected: Option<u64>,
     progress: &mut dyn FnMut(u64, Option<u64>),
 ) -> Result<(), DownloadProblem> {
-    let (sender, receiver) = mpsc::channel();
-    thread::scope(|scope| {
-        // On a thread of its own, so that it works inside another runtime too.
-        let worker = scope.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(persist(remote, sources, partial, expected, &sender))
-        });
-        for (bytes, total) in receiver {
-            progress(bytes, total);
-        }
-        worker
-            .join()
-            .unwrap_or_else(|_| Err(DownloadProblem::Connection("the download thread failed".to_owned())))
-    })
-}
-
-type Reports = mpsc::Sender<(u64, Option<u64>)>;
-
-async fn persist(
-    remote: &Remote<'_>,
-    sources: &Sources,
-    partial: &Path,
-    expected: Option<u64>,
-    reports: &Reports,
-) -> Result<(), DownloadProblem> {
-    let client = reqwest::Client::builder()
-        .user_agent(concat!("replica-datasets/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(sources.timeout)
-        .read_timeout(sources.timeout)
-        .build()
-        .map_err(|e| DownloadProblem::from_request(&e, sources.timeout))?;
+    let request = Request::new(remote, sources);
     let mut failures = 0;
     loop {
         let before = length(partial)?;
-        match attempt(remote, sources, &client, partial, expected, reports).await {
+        match attempt(&request, partial, expected, progress) {
             Ok(Outcome::Complete) => return Ok(()),
             Ok(Outcome::StartOver) => {}
             Err(problem) if !problem.may_pass() => return Err(problem),
@@ -195,13 +141,19 @@ async fn persist(
                 if failures > sources.retries {
                     return Err(problem);
                 }
-                tokio::time::sleep(sources.retry_pause * 2u32.saturating_pow(failures - 1)).await;
+                thread::sleep(sources.retry_pause * 2u32.saturating_pow(failures - 1));
             }
         }
     }
 }
 
-type Chunks = Box<dyn Stream<Item = Result<Vec<u8>, DownloadProblem>> + Unpin>;
+/// What is asked for again and again until it is here.
+struct Request {
+    agent: Agent,
+    url: String,
+    token: Option<String>,
+    limit: Duration,
+}
 
 /// An answer under way.
 struct Opened {
@@ -209,7 +161,7 @@ struct Opened {
     offset: u64,
     /// The length of the whole file.
     total: Option<u64>,
-    chunks: Chunks,
+    body: ureq::BodyReader<'static>,
 }
 
 enum Outcome {
@@ -218,13 +170,11 @@ enum Outcome {
     StartOver,
 }
 
-async fn attempt(
-    remote: &Remote<'_>,
-    sources: &Sources,
-    client: &reqwest::Client,
+fn attempt(
+    request: &Request,
     partial: &Path,
     expected: Option<u64>,
-    reports: &Reports,
+    progress: &mut dyn FnMut(u64, Option<u64>),
 ) -> Result<Outcome, DownloadProblem> {
     let mut have = length(partial)?;
     if expected.is_some_and(|total| have > total) {
@@ -234,148 +184,143 @@ async fn attempt(
     if have > 0 && expected == Some(have) {
         return Ok(Outcome::Complete);
     }
-    let limit = sources.timeout;
-    let opening = async {
-        match remote {
-            Remote::Hub(hub) => open_hub(hub, sources, client, have, expected).await,
-            Remote::Url(url) => open_url(url, client, have, limit).await,
-        }
-    };
-    // Several requests may be needed, each limited by the client; this is for those it does not limit.
-    let opened =
-        tokio::time::timeout(limit * 4, opening).await.map_err(|_| DownloadProblem::TimedOut(limit))??;
+    let mut opened = request.open(have)?;
     if opened.offset != have {
         truncate(partial)?;
     }
     // What the server says it sends decides whether it arrived; whether it is right, the digest does.
     let total = opened.total.or(expected);
-    let mut chunks = opened.chunks;
     let mut file = OpenOptions::new().create(true).append(true).open(partial)?;
     let mut bytes = opened.offset;
-    loop {
-        let next = tokio::time::timeout(limit, chunks.next()).await;
-        let broken = match next {
-            Ok(Some(Ok(chunk))) => {
-                bytes += chunk.len() as u64;
-                if total.is_some_and(|total| bytes > total) && opened.offset > 0 {
-                    truncate(partial)?;
-                    return Ok(Outcome::StartOver);
-                }
-                file.write_all(&chunk)?;
-                reports.send((bytes, total)).ok();
-                continue;
-            }
-            Ok(Some(Err(problem))) => Some(problem),
-            Ok(None) => None,
-            Err(_) => Some(DownloadProblem::TimedOut(limit)),
+    let mut chunk = vec![0; CHUNK];
+    let broken = loop {
+        let read = match opened.body.read(&mut chunk) {
+            Ok(0) => break None,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => break Some(DownloadProblem::from_request(error.into(), request.limit)),
         };
-        file.sync_all()?;
-        return match (broken, total) {
-            (Some(problem @ DownloadProblem::TimedOut(_)), _) => Err(problem),
-            (_, Some(expected)) if bytes < expected => Err(DownloadProblem::CutShort { bytes, expected }),
-            (Some(problem), _) => Err(problem),
-            (None, _) => Ok(Outcome::Complete),
-        };
+        bytes += read as u64;
+        if total.is_some_and(|total| bytes > total) && opened.offset > 0 {
+            truncate(partial)?;
+            return Ok(Outcome::StartOver);
+        }
+        file.write_all(&chunk[..read])?;
+        progress(bytes, total);
+    };
+    file.sync_all()?;
+    match (broken, total) {
+        (Some(problem @ DownloadProblem::TimedOut(_)), _) => Err(problem),
+        (_, Some(expected)) if bytes < expected => Err(DownloadProblem::CutShort { bytes, expected }),
+        (Some(problem), _) => Err(problem),
+        (None, _) => Ok(Outcome::Complete),
     }
 }
 
-async fn open_url(
-    url: &str,
-    client: &reqwest::Client,
-    have: u64,
-    limit: Duration,
-) -> Result<Opened, DownloadProblem> {
-    let fail = move |e: reqwest::Error| DownloadProblem::from_request(&e, limit);
-    let mut request = client.get(url);
-    if have > 0 {
-        request = request.header(RANGE, format!("bytes={have}-"));
+impl Request {
+    fn new(remote: &Remote<'_>, sources: &Sources) -> Self {
+        let limit = sources.timeout;
+        let agent = Agent::config_builder()
+            .user_agent(concat!("replica-datasets/", env!("CARGO_PKG_VERSION")))
+            // Ranges count the bytes of the file, not of a compressed form.
+            .accept_encoding("identity")
+            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+            .http_status_as_error(false)
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .timeout_resolve(Some(limit))
+            .timeout_connect(Some(limit))
+            .timeout_per_read(Some(limit))
+            .timeout_per_write(Some(limit))
+            // For a header that trickles in; a body may take as long as it moves.
+            .timeout_recv_response(Some(limit * 4))
+            .build()
+            .new_agent();
+        let token = match remote {
+            Remote::Hub(_) => hub_token(sources),
+            Remote::Url(_) => None,
+        };
+        Self { agent, url: remote.url(sources), token, limit }
     }
-    let mut response = request.send().await.map_err(fail)?;
-    if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-        response = client.get(url).send().await.map_err(fail)?;
-    }
-    if !response.status().is_success() {
-        return Err(DownloadProblem::from_status(response.status()));
-    }
-    let continues = response.status() == StatusCode::PARTIAL_CONTENT
-        && response
-            .headers()
-            .get(CONTENT_RANGE)
-            .and_then(|value| value.to_str().ok())
-            .is_some_and(|value| value.starts_with(&format!("bytes {have}-")));
-    if response.status() == StatusCode::PARTIAL_CONTENT && !continues {
-        return Err(DownloadProblem::Connection(
-            "the server sent another part than was asked for".to_owned(),
-        ));
-    }
-    let offset = if continues { have } else { 0 };
-    let total = response.content_length().map(|rest| offset + rest);
-    let chunks = response.bytes_stream().map(move |chunk| chunk.map(|c| c.to_vec()).map_err(fail));
-    Ok(Opened { offset, total, chunks: Box::new(Box::pin(chunks)) })
-}
 
-async fn open_hub(
-    hub: &HubFile,
-    sources: &Sources,
-    client: &reqwest::Client,
-    have: u64,
-    expected: Option<u64>,
-) -> Result<Opened, DownloadProblem> {
-    let limit = sources.timeout;
-    let fail = move |e: HFError| DownloadProblem::from_hub(&e, limit);
-    let (owner, name) = hf_hub::split_id(&hub.repo);
-    let repository = hub_client(sources, Some(client)).map_err(fail)?.dataset(owner, name);
-    let mut total = expected;
-    if have > 0 && total.is_none() {
-        let metadata = repository.get_file_metadata().filepath(&hub.path).revision(&hub.revision).send();
-        total = Some(metadata.await.map_err(fail)?.file_size);
+    /// Asks for all but the first `have` bytes.
+    fn open(&self, have: u64) -> Result<Opened, DownloadProblem> {
+        let mut response = self.send(have)?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            response = self.send(0)?;
+        }
+        if !response.status().is_success() {
+            return Err(DownloadProblem::from_status(response.status()));
+        }
+        let continues = response.status() == StatusCode::PARTIAL_CONTENT
+            && response
+                .headers()
+                .get(CONTENT_RANGE)
+                .and_then(|value| value.to_str().ok())
+                .is_some_and(|value| value.starts_with(&format!("bytes {have}-")));
+        if response.status() == StatusCode::PARTIAL_CONTENT && !continues {
+            return Err(DownloadProblem::Connection(
+                "the server sent another part than was asked for".to_owned(),
+            ));
+        }
+        let offset = if continues { have } else { 0 };
+        let body = response.into_body();
+        let total = body.content_length().map(|rest| offset + rest);
+        Ok(Opened { offset, total, body: body.into_reader() })
     }
-    // A range needs its end; without a longer whole there is nothing to continue.
-    let rest = total.filter(|&total| have > 0 && have < total).map(|total| have..total);
-    let offset = if rest.is_some() { have } else { 0 };
-    let stream = repository
-        .download_file_stream()
-        .filename(&hub.path)
-        .revision(&hub.revision)
-        .maybe_range(rest)
-        .send();
-    let (length, stream) = stream.await.map_err(fail)?;
-    let chunks = stream.map(move |chunk| chunk.map(|c| c.to_vec()).map_err(fail));
-    Ok(Opened { offset, total: if offset > 0 { total } else { length }, chunks: Box::new(chunks) })
+
+    fn send(&self, have: u64) -> Result<ureq::http::Response<ureq::Body>, DownloadProblem> {
+        let mut request = self.agent.get(&self.url);
+        if have > 0 {
+            request = request.header(RANGE, format!("bytes={have}-"));
+        }
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        request.call().map_err(|error| DownloadProblem::from_request(error, self.limit))
+    }
 }
 
 /// Where the hub's own cache, which other programs share, has a file. Uses no network.
 pub(crate) fn hub_cached(hub: &HubFile, sources: &Sources) -> Option<PathBuf> {
-    let (owner, name) = hf_hub::split_id(&hub.repo);
-    let look = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().ok()?;
-        let repository = hub_client(sources, None).ok()?.dataset(owner, name);
-        let file = repository
-            .download_file()
-            .filename(&hub.path)
-            .revision(&hub.revision)
-            .local_files_only(true)
-            .send();
-        runtime.block_on(file).ok()
-    };
-    thread::scope(|scope| scope.spawn(look).join().ok().flatten())
+    let cache = sources.hub.cache.clone().map(Cache::new).or_else(default_cache)?.repo(repository(hub));
+    // The revision is a commit, which needs no reference to it in the cache.
+    let path = cache.pointer_path(&hub.revision).join(&hub.path);
+    if path.exists() { Some(path) } else { cache.get(&hub.path) }
 }
 
-fn hub_client(sources: &Sources, client: Option<&reqwest::Client>) -> Result<HFClient, HFError> {
-    let mut builder = HFClient::builder().retry_max_attempts(0);
-    if let Some(client) = client {
-        builder = builder.client(client.clone());
+fn repository(hub: &HubFile) -> Repo {
+    Repo::with_revision(hub.repo.clone(), RepoType::Dataset, hub.revision.clone())
+}
+
+fn hub_url(hub: &HubFile, sources: &Sources) -> String {
+    let endpoint = sources.hub.endpoint.as_deref().unwrap_or("https://huggingface.co").trim_end_matches('/');
+    let repository = repository(hub);
+    let (name, revision) = (repository.url(), repository.url_revision());
+    format!("{endpoint}/{name}/resolve/{revision}/{}", encoded(&hub.path))
+}
+
+/// A path as it is written in an address.
+fn encoded(path: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/+".contains(&byte);
+    path.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+fn hub_token(sources: &Sources) -> Option<String> {
+    let stored = || {
+        let refused = std::env::var_os("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|v| !v.is_empty());
+        if refused { None } else { default_cache()?.token() }
+    };
+    sources.hub.token.clone().or_else(stored)
+}
+
+/// The hub's folder in `HF_HOME`, in the platform's cache folder or in the home folder, if there is one.
+fn default_cache() -> Option<Cache> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    match (set("HF_HOME"), set("XDG_CACHE_HOME")) {
+        (None, Some(caches)) => Some(Cache::new(PathBuf::from(caches).join("huggingface/hub"))),
+        (None, None) => std::env::home_dir().map(|_| Cache::default()),
+        (Some(_), _) => Some(Cache::from_env()),
     }
-    if let Some(endpoint) = &sources.hub.endpoint {
-        builder = builder.endpoint(endpoint);
-    }
-    if let Some(token) = &sources.hub.token {
-        builder = builder.token(token);
-    }
-    if let Some(cache) = &sources.hub.cache {
-        builder = builder.cache_dir(cache);
-    }
-    builder.build()
 }
 
 fn length(partial: &Path) -> io::Result<u64> {

@@ -1,7 +1,7 @@
 //! Where files are looked for.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Where files are looked for, in this order: the verified cache, a folder the user names, the binary
@@ -82,13 +82,20 @@ impl Sources {
             folder: path("REPLICA_DATA"),
             hub: Hub {
                 endpoint: text("HF_ENDPOINT"),
-                token: text("HF_TOKEN"),
-                cache: path("HF_HUB_CACHE").or_else(|| path("HF_HOME").map(|home| home.join("hub"))),
+                token: text("HF_TOKEN").or_else(|| stored_token(&path("HF_TOKEN_PATH")?)),
+                cache: path("HF_HUB_CACHE")
+                    .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+                    .or_else(|| path("HF_HOME").map(|home| home.join("hub"))),
             },
             offline: on("REPLICA_OFFLINE") || on("HF_HUB_OFFLINE"),
             ..Self::offline(cache)
         }
     }
+}
+
+fn stored_token(path: &Path) -> Option<String> {
+    let token = std::fs::read_to_string(path).ok()?;
+    Some(token.trim().to_owned()).filter(|token| !token.is_empty())
 }
 
 /// The folder that the platform keeps caches in; a folder for temporary files if nothing is set.
