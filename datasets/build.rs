@@ -33,14 +33,7 @@ fn main() {
 fn embed() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    for watched in [
-        "build.rs",
-        "Cargo.toml",
-        "../Cargo.lock",
-        "catalogue",
-        "src/corpora.rs",
-        "src/unit.rs",
-    ] {
+    for watched in ["build.rs", "Cargo.toml", "../Cargo.lock", "catalogue", "src/corpora.rs", "src/unit.rs"] {
         println!("cargo::rerun-if-changed={watched}");
     }
 
@@ -49,13 +42,9 @@ fn embed() -> Result<(), Box<dyn Error>> {
     let mut units = corpora::dictionary(&member(&catalogue, &metadata, "dictionary.json")?)?;
     units.extend(corpora::bible(&member(&catalogue, &metadata, "kjv.txt")?)?);
 
-    let embedded = catalogue["replica:embedded"]
-        .as_array()
-        .ok_or("the catalogue has no `replica:embedded`")?;
-    for (text, split) in unit::split_units(units)
-        .iter()
-        .zip(["train", "valid", "test"])
-    {
+    let embedded =
+        catalogue["replica:embedded"].as_array().ok_or("the catalogue has no `replica:embedded`")?;
+    for (text, split) in unit::split_units(units).iter().zip(["train", "valid", "test"]) {
         let entry = embedded
             .iter()
             .find(|e| e["split"] == split)
@@ -87,11 +76,7 @@ fn member(catalogue: &Value, metadata: &Value, id: &str) -> Result<String, Box<d
     let (name, version) = (string(source, "name")?, string(source, "version")?);
     let manifest = metadata["packages"]
         .as_array()
-        .and_then(|packages| {
-            packages
-                .iter()
-                .find(|p| p["name"] == name && p["version"] == version)
-        })
+        .and_then(|packages| packages.iter().find(|p| p["name"] == name && p["version"] == version))
         .ok_or_else(|| {
             format!("cargo metadata does not list {name} {version}; run `cargo fetch --locked`")
         })?;
@@ -100,10 +85,7 @@ fn member(catalogue: &Value, metadata: &Value, id: &str) -> Result<String, Box<d
     println!("cargo::rerun-if-changed={}", path.display());
 
     let bytes = fs::read(&path).map_err(|e| {
-        format!(
-            "cannot read {}: {e}; remove that folder and run `cargo fetch --locked`",
-            path.display()
-        )
+        format!("cannot read {}: {e}; remove that folder and run `cargo fetch --locked`", path.display())
     })?;
     let (expected, actual) = (string(file, "sha256")?, hex_digest(&bytes));
     if expected != actual {
@@ -124,16 +106,8 @@ fn cargo_metadata(root: &Path) -> Result<Value, Box<dyn Error>> {
     let mut complaints = String::new();
     for offline in [true, false] {
         let mut command = Command::new(env::var("CARGO")?);
-        command
-            .arg("metadata")
-            .arg("--manifest-path")
-            .arg(root.join("Cargo.toml"));
-        command.args([
-            "--features",
-            "corpora",
-            "--filter-platform",
-            &env::var("TARGET")?,
-        ]);
+        command.arg("metadata").arg("--manifest-path").arg(root.join("Cargo.toml"));
+        command.args(["--features", "corpora", "--filter-platform", &env::var("TARGET")?]);
         command.args(["--locked", "--format-version", "1"]);
         if offline {
             command.arg("--offline");
@@ -152,14 +126,9 @@ fn cargo_metadata(root: &Path) -> Result<Value, Box<dyn Error>> {
 }
 
 fn string<'a>(value: &'a Value, key: &str) -> Result<&'a str, String> {
-    value[key]
-        .as_str()
-        .ok_or_else(|| format!("`{key}` is missing or not a string in {value}"))
+    value[key].as_str().ok_or_else(|| format!("`{key}` is missing or not a string in {value}"))
 }
 
 fn hex_digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -38,10 +38,7 @@ impl<'a> Cache<'a> {
 
     /// Where verified content of that digest lies, or would.
     pub(crate) fn path_of(&self, digest: &Digest) -> PathBuf {
-        self.root
-            .join("files")
-            .join(&digest.as_str()[..2])
-            .join(digest.as_str())
+        self.root.join("files").join(&digest.as_str()[..2]).join(digest.as_str())
     }
 
     /// Where a download is collected.
@@ -52,11 +49,7 @@ impl<'a> Cache<'a> {
     /// Waits until no other process downloads the same file. Dropping the handle releases it.
     pub(crate) fn lock(&self, key: &Digest) -> Result<File, Error> {
         let path = self.folder("locks")?.join(key.as_str());
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path);
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(Error::io("open the lock file", &path))?;
         file.lock().map_err(Error::io("lock", &path))?;
         Ok(file)
@@ -68,9 +61,7 @@ impl<'a> Cache<'a> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         }
-        File::open(partial)
-            .and_then(|f| f.sync_all())
-            .map_err(Error::io("write", partial))?;
+        File::open(partial).and_then(|f| f.sync_all()).map_err(Error::io("write", partial))?;
         fs::rename(partial, &path).map_err(Error::io("put in place", &path))?;
         sync_parent(&path);
         Ok(path)
@@ -79,24 +70,17 @@ impl<'a> Cache<'a> {
     pub(crate) fn first_use(&self, dataset: &str, file: &str) -> Result<Option<FirstUse>, Error> {
         let path = self.root.join("first-use").join(dataset).join(file);
         match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|e| Error::Io {
-                    action: "read the record",
-                    path,
-                    source: io::Error::other(e),
-                }),
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Io {
+                action: "read the record",
+                path,
+                source: io::Error::other(e),
+            }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("read the record", &path)(e)),
         }
     }
 
-    pub(crate) fn remember(
-        &self,
-        dataset: &str,
-        file: &str,
-        record: &FirstUse,
-    ) -> Result<(), Error> {
+    pub(crate) fn remember(&self, dataset: &str, file: &str, record: &FirstUse) -> Result<(), Error> {
         let folder = self.root.join("first-use").join(dataset);
         let path = folder.join(file);
         let write = || -> io::Result<()> {
@@ -113,9 +97,7 @@ impl<'a> Cache<'a> {
 
     /// Moves a refused file of the cache to the quarantine; says where it is now.
     pub(crate) fn move_aside(&self, path: &Path, name: &str, content: &Digest) -> String {
-        let moved = self
-            .quarantine(name, content)
-            .and_then(|kept| fs::rename(path, &kept).map(|()| kept));
+        let moved = self.quarantine(name, content).and_then(|kept| fs::rename(path, &kept).map(|()| kept));
         match moved {
             Ok(kept) => format!(
                 "It was not used and is now {}. Run the command again to get a fresh copy.",
@@ -127,9 +109,7 @@ impl<'a> Cache<'a> {
 
     /// Copies a refused file of the user's to the quarantine; says where the copy is.
     pub(crate) fn copy_aside(&self, path: &Path, name: &str, content: &Digest) -> String {
-        let copied = self
-            .quarantine(name, content)
-            .and_then(|kept| fs::copy(path, &kept).map(|_| kept));
+        let copied = self.quarantine(name, content).and_then(|kept| fs::copy(path, &kept).map(|_| kept));
         match copied {
             Ok(kept) => format!(
                 "It was not used and not changed; a copy is kept as {}. Replace or remove the file.",
@@ -149,10 +129,8 @@ impl<'a> Cache<'a> {
 
     fn folder(&self, name: &str) -> Result<PathBuf, Error> {
         let path = self.root.join(name);
-        fs::create_dir_all(&path).map_err(Error::io(
-            "create (set REPLICA_CACHE to a folder you can write to)",
-            &path,
-        ))?;
+        fs::create_dir_all(&path)
+            .map_err(Error::io("create (set REPLICA_CACHE to a folder you can write to)", &path))?;
         Ok(path)
     }
 }

@@ -9,31 +9,13 @@ use serde::Deserialize;
 use crate::{Error, Split, croissant};
 
 const FILES: [(&str, &str); 7] = [
-    (
-        "webster-kjv.json",
-        include_str!("../catalogue/webster-kjv.json"),
-    ),
+    ("webster-kjv.json", include_str!("../catalogue/webster-kjv.json")),
     ("ptb.json", include_str!("../catalogue/ptb.json")),
-    (
-        "wikitext-103-v1.json",
-        include_str!("../catalogue/wikitext-103-v1.json"),
-    ),
-    (
-        "wikitext-103-raw.json",
-        include_str!("../catalogue/wikitext-103-raw.json"),
-    ),
-    (
-        "tinyshakespeare.json",
-        include_str!("../catalogue/tinyshakespeare.json"),
-    ),
-    (
-        "war-and-peace.json",
-        include_str!("../catalogue/war-and-peace.json"),
-    ),
-    (
-        "pile-uncopyrighted.json",
-        include_str!("../catalogue/pile-uncopyrighted.json"),
-    ),
+    ("wikitext-103-v1.json", include_str!("../catalogue/wikitext-103-v1.json")),
+    ("wikitext-103-raw.json", include_str!("../catalogue/wikitext-103-raw.json")),
+    ("tinyshakespeare.json", include_str!("../catalogue/tinyshakespeare.json")),
+    ("war-and-peace.json", include_str!("../catalogue/war-and-peace.json")),
+    ("pile-uncopyrighted.json", include_str!("../catalogue/pile-uncopyrighted.json")),
 ];
 
 /// All data sets, in the order in which they are shown.
@@ -153,17 +135,10 @@ impl Catalogue {
     /// # Errors
     /// There is none; the error names those that there are.
     pub fn get(&self, name: &str) -> Result<&Entry, Error> {
-        self.entries
-            .iter()
-            .find(|entry| entry.name == name)
-            .ok_or_else(|| Error::UnknownDataset {
-                name: name.to_owned(),
-                known: self
-                    .entries
-                    .iter()
-                    .map(|entry| entry.name.clone())
-                    .collect(),
-            })
+        self.entries.iter().find(|entry| entry.name == name).ok_or_else(|| Error::UnknownDataset {
+            name: name.to_owned(),
+            known: self.entries.iter().map(|entry| entry.name.clone()).collect(),
+        })
     }
 
     /// The name of the file whose content has this digest.
@@ -200,10 +175,7 @@ impl Entry {
             .iter()
             .map(|file| match &file.sha256 {
                 Some(digest) => Ok((file.name.clone(), digest.clone())),
-                None => Err(Error::NoPublishedDigest {
-                    dataset: self.name.clone(),
-                    file: file.name.clone(),
-                }),
+                None => Err(Error::NoPublishedDigest { dataset: self.name.clone(), file: file.name.clone() }),
             })
             .collect()
     }

@@ -6,16 +6,13 @@ use crate::unit::Unit;
 
 /// The dictionary's entries: headword, definition, blank line. The file is one JSON object.
 pub fn dictionary(json: &str) -> Result<Vec<Unit>, String> {
-    let entries: std::collections::BTreeMap<String, String> = serde_json::from_str(json)
-        .map_err(|e| format!("the dictionary is not an object of strings: {e}"))?;
+    let entries: std::collections::BTreeMap<String, String> =
+        serde_json::from_str(json).map_err(|e| format!("the dictionary is not an object of strings: {e}"))?;
     Ok(entries
         .into_iter()
         .map(|(headword, definition)| {
             let text = format!("{headword}\n{}\n\n", definition.trim());
-            Unit {
-                key: headword,
-                text,
-            }
+            Unit { key: headword, text }
         })
         .collect())
 }
@@ -29,17 +26,10 @@ pub fn bible(text: &str) -> Result<Vec<Unit>, String> {
         let (chapter, verse) = chapter_and_verse(line)
             .ok_or_else(|| format!("line {}: `Book C:V text` is expected", number + 1))?;
         if chapters.last().is_none_or(|last| last.key != chapter) {
-            chapters.push(Unit {
-                key: chapter.to_owned(),
-                text: format!("{chapter}\n"),
-            });
+            chapters.push(Unit { key: chapter.to_owned(), text: format!("{chapter}\n") });
         }
         if let Some(last) = chapters.last_mut() {
-            last.text.extend(
-                verse
-                    .chars()
-                    .filter(|c| !matches!(c, '[' | ']' | '‹' | '›')),
-            );
+            last.text.extend(verse.chars().filter(|c| !matches!(c, '[' | ']' | '‹' | '›')));
             last.text.push('\n');
         }
     }
@@ -65,29 +55,18 @@ mod tests {
     #[test]
     fn dictionary_entries_are_headword_and_definition() {
         let units = dictionary(r#"{"ZEAL": " Ardor. ", "ACE": "A unit."}"#).unwrap();
-        assert_eq!(
-            units[0],
-            Unit {
-                key: "ACE".into(),
-                text: "ACE\nA unit.\n\n".into()
-            }
-        );
+        assert_eq!(units[0], Unit { key: "ACE".into(), text: "ACE\nA unit.\n\n".into() });
         assert_eq!(units[1].text, "ZEAL\nArdor.\n\n");
         assert!(dictionary("[1]").is_err());
     }
 
     #[test]
     fn bible_chapters_keep_whole_verses() {
-        let units =
-            bible("1 Ezra 1:1 And [it was]: so.\n1 Ezra 1:2 ‹Go› forth.\n1 Ezra 2:1 End.\n")
-                .unwrap();
+        let units = bible("1 Ezra 1:1 And [it was]: so.\n1 Ezra 1:2 ‹Go› forth.\n1 Ezra 2:1 End.\n").unwrap();
         assert_eq!(units.len(), 2);
         assert_eq!(
             units[0],
-            Unit {
-                key: "1 Ezra 1".into(),
-                text: "1 Ezra 1\nAnd it was: so.\nGo forth.\n\n".into()
-            }
+            Unit { key: "1 Ezra 1".into(), text: "1 Ezra 1\nAnd it was: so.\nGo forth.\n\n".into() }
         );
         assert_eq!(units[1].text, "1 Ezra 2\nEnd.\n\n");
         assert!(bible("no verse here\n").unwrap_err().contains("line 1"));

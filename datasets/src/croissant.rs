@@ -86,10 +86,7 @@ struct Unpacked {
 }
 
 pub(crate) fn parse(label: &str, json: &str) -> Result<Entry, Error> {
-    read(json).map_err(|problem| Error::Catalogue {
-        file: label.to_owned(),
-        problem,
-    })
+    read(json).map_err(|problem| Error::Catalogue { file: label.to_owned(), problem })
 }
 
 fn read(json: &str) -> Result<Entry, String> {
@@ -100,27 +97,16 @@ fn read(json: &str) -> Result<Entry, String> {
     }
     let dataset: Dataset = serde_json::from_value(value).map_err(|e| e.to_string())?;
     if dataset.conforms_to != CONFORMS_TO {
-        return Err(format!(
-            "`conformsTo` is `{}`; only `{CONFORMS_TO}` is read",
-            dataset.conforms_to
-        ));
+        return Err(format!("`conformsTo` is `{}`; only `{CONFORMS_TO}` is read", dataset.conforms_to));
     }
 
-    let origins: Vec<String> = dataset
-        .distribution
-        .iter()
-        .map(|f| f.content_url.clone())
-        .collect();
+    let origins: Vec<String> = dataset.distribution.iter().map(|f| f.content_url.clone()).collect();
     let mut files: Vec<FileEntry> = dataset
         .embedded
         .into_iter()
         .map(|e| FileEntry {
             name: e.name,
-            urls: origins
-                .iter()
-                .filter(|url| url.contains(':'))
-                .cloned()
-                .collect(),
+            urls: origins.iter().filter(|url| url.contains(':')).cloned().collect(),
             sha256: Some(e.sha256),
             bytes: Some(e.bytes),
             split: Some(e.split),
@@ -154,19 +140,12 @@ fn read(json: &str) -> Result<Entry, String> {
 
 fn loadable(file: FileObject, format: &str) -> Result<FileEntry, String> {
     let named = |problem: &str| format!("file `{}`: {problem}", file.name);
-    let column = || {
-        file.column
-            .clone()
-            .ok_or_else(|| named("`replica:column` is missing"))
-    };
+    let column = || file.column.clone().ok_or_else(|| named("`replica:column` is missing"));
     let format = match format {
         "text" => Format::Text,
         "gutenberg" => Format::Gutenberg,
         "parquet" => Format::Parquet { column: column()? },
-        "jsonl.zst" => Format::JsonLinesZstd {
-            column: column()?,
-            max_text_bytes: file.max_text_bytes,
-        },
+        "jsonl.zst" => Format::JsonLinesZstd { column: column()?, max_text_bytes: file.max_text_bytes },
         other => {
             return Err(named(&format!(
                 "`replica:format` is `{other}`; allowed are `text`, `gutenberg`, `parquet`, `jsonl.zst`"
@@ -178,22 +157,16 @@ fn loadable(file: FileObject, format: &str) -> Result<FileEntry, String> {
         (None, Some(p)) if p.train + p.valid + p.test == 100 => {}
         (None, Some(_)) => return Err(named("the parts of `replica:percent` must add up to 100")),
         _ => {
-            return Err(named(
-                "exactly one of `replica:split` and `replica:percent` is expected",
-            ));
+            return Err(named("exactly one of `replica:split` and `replica:percent` is expected"));
         }
     }
     let bytes = match &file.content_size {
         None => None,
-        Some(size) => Some(
-            size.strip_suffix(" B")
-                .and_then(|digits| digits.parse().ok())
-                .ok_or_else(|| {
-                    named(&format!(
-                        "`contentSize` is `{size}`; a number of bytes such as `1234 B` is expected"
-                    ))
-                })?,
-        ),
+        Some(size) => {
+            Some(size.strip_suffix(" B").and_then(|digits| digits.parse().ok()).ok_or_else(|| {
+                named(&format!("`contentSize` is `{size}`; a number of bytes such as `1234 B` is expected"))
+            })?)
+        }
     };
     // Where the published file is packed, what counts is the text inside: it may lie about packed anew.
     let (name, sha256, bytes) = match file.unpacked {
@@ -228,10 +201,7 @@ fn check_keys(object: &Value, allowed: &[&str]) -> Result<(), String> {
         .flat_map(|map| map.keys())
         .find(|key| key.starts_with("replica:") && !allowed.contains(&key.as_str()));
     match unknown {
-        Some(key) => Err(format!(
-            "unknown key `{key}`; allowed here are {}",
-            allowed.join(", ")
-        )),
+        Some(key) => Err(format!("unknown key `{key}`; allowed here are {}", allowed.join(", "))),
         None => Ok(()),
     }
 }

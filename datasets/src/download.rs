@@ -33,16 +33,9 @@ impl Remote<'_> {
         match self {
             Self::Url(url) => (*url).to_owned(),
             Self::Hub(hub) => {
-                let endpoint = sources
-                    .hub
-                    .endpoint
-                    .as_deref()
-                    .unwrap_or("https://huggingface.co");
+                let endpoint = sources.hub.endpoint.as_deref().unwrap_or("https://huggingface.co");
                 let endpoint = endpoint.trim_end_matches('/');
-                format!(
-                    "{endpoint}/datasets/{}/resolve/{}/{}",
-                    hub.repo, hub.revision, hub.path
-                )
+                format!("{endpoint}/datasets/{}/resolve/{}/{}", hub.repo, hub.revision, hub.path)
             }
         }
     }
@@ -83,9 +76,7 @@ impl DownloadProblem {
     /// What to do about it.
     pub(crate) fn advice(&self) -> &'static str {
         match self {
-            Self::NotFound => {
-                "The file was moved or removed; the catalogue's address needs an update."
-            }
+            Self::NotFound => "The file was moved or removed; the catalogue's address needs an update.",
             Self::Denied(_) => "Accept the data set's terms on its page and set HF_TOKEN.",
             Self::Status(_) | Self::TimedOut(_) | Self::CutShort { .. } | Self::Connection(_) => {
                 "Run the command again: it continues where it stopped. Behind a mirror, set HF_ENDPOINT."
@@ -165,19 +156,15 @@ pub(crate) fn download(
     thread::scope(|scope| {
         // On a thread of its own, so that it works inside another runtime too.
         let worker = scope.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(persist(remote, sources, partial, expected, &sender))
         });
         for (bytes, total) in receiver {
             progress(bytes, total);
         }
-        worker.join().unwrap_or_else(|_| {
-            Err(DownloadProblem::Connection(
-                "the download thread failed".to_owned(),
-            ))
-        })
+        worker
+            .join()
+            .unwrap_or_else(|_| Err(DownloadProblem::Connection("the download thread failed".to_owned())))
     })
 }
 
@@ -204,11 +191,7 @@ async fn persist(
             Ok(Outcome::StartOver) => {}
             Err(problem) if !problem.may_pass() => return Err(problem),
             Err(problem) => {
-                failures = if length(partial)? > before {
-                    1
-                } else {
-                    failures + 1
-                };
+                failures = if length(partial)? > before { 1 } else { failures + 1 };
                 if failures > sources.retries {
                     return Err(problem);
                 }
@@ -259,9 +242,8 @@ async fn attempt(
         }
     };
     // Several requests may be needed, each limited by the client; this is for those it does not limit.
-    let opened = tokio::time::timeout(limit * 4, opening)
-        .await
-        .map_err(|_| DownloadProblem::TimedOut(limit))??;
+    let opened =
+        tokio::time::timeout(limit * 4, opening).await.map_err(|_| DownloadProblem::TimedOut(limit))??;
     if opened.offset != have {
         truncate(partial)?;
     }
@@ -290,9 +272,7 @@ async fn attempt(
         file.sync_all()?;
         return match (broken, total) {
             (Some(problem @ DownloadProblem::TimedOut(_)), _) => Err(problem),
-            (_, Some(expected)) if bytes < expected => {
-                Err(DownloadProblem::CutShort { bytes, expected })
-            }
+            (_, Some(expected)) if bytes < expected => Err(DownloadProblem::CutShort { bytes, expected }),
             (Some(problem), _) => Err(problem),
             (None, _) => Ok(Outcome::Complete),
         };
@@ -330,14 +310,8 @@ async fn open_url(
     }
     let offset = if continues { have } else { 0 };
     let total = response.content_length().map(|rest| offset + rest);
-    let chunks = response
-        .bytes_stream()
-        .map(move |chunk| chunk.map(|c| c.to_vec()).map_err(fail));
-    Ok(Opened {
-        offset,
-        total,
-        chunks: Box::new(Box::pin(chunks)),
-    })
+    let chunks = response.bytes_stream().map(move |chunk| chunk.map(|c| c.to_vec()).map_err(fail));
+    Ok(Opened { offset, total, chunks: Box::new(Box::pin(chunks)) })
 }
 
 async fn open_hub(
@@ -350,22 +324,14 @@ async fn open_hub(
     let limit = sources.timeout;
     let fail = move |e: HFError| DownloadProblem::from_hub(&e, limit);
     let (owner, name) = hf_hub::split_id(&hub.repo);
-    let repository = hub_client(sources, Some(client))
-        .map_err(fail)?
-        .dataset(owner, name);
+    let repository = hub_client(sources, Some(client)).map_err(fail)?.dataset(owner, name);
     let mut total = expected;
     if have > 0 && total.is_none() {
-        let metadata = repository
-            .get_file_metadata()
-            .filepath(&hub.path)
-            .revision(&hub.revision)
-            .send();
+        let metadata = repository.get_file_metadata().filepath(&hub.path).revision(&hub.revision).send();
         total = Some(metadata.await.map_err(fail)?.file_size);
     }
     // A range needs its end; without a longer whole there is nothing to continue.
-    let rest = total
-        .filter(|&total| have > 0 && have < total)
-        .map(|total| have..total);
+    let rest = total.filter(|&total| have > 0 && have < total).map(|total| have..total);
     let offset = if rest.is_some() { have } else { 0 };
     let stream = repository
         .download_file_stream()
@@ -375,11 +341,7 @@ async fn open_hub(
         .send();
     let (length, stream) = stream.await.map_err(fail)?;
     let chunks = stream.map(move |chunk| chunk.map(|c| c.to_vec()).map_err(fail));
-    Ok(Opened {
-        offset,
-        total: if offset > 0 { total } else { length },
-        chunks: Box::new(chunks),
-    })
+    Ok(Opened { offset, total: if offset > 0 { total } else { length }, chunks: Box::new(chunks) })
 }
 
 /// Where the hub's own cache, which other programs share, has a file. Uses no network.

@@ -83,9 +83,7 @@ pub enum Error {
     },
 
     /// A verified file cannot be parsed: the catalogue names the wrong format.
-    #[error(
-        "`{file}` of `{dataset}` passed its SHA-256 check but cannot be read as {format}: {problem}"
-    )]
+    #[error("`{file}` of `{dataset}` passed its SHA-256 check but cannot be read as {format}: {problem}")]
     Parse {
         /// The data set.
         dataset: String,
@@ -127,11 +125,7 @@ pub enum Error {
 impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::Io { action, path, source }
     }
 }
 
@@ -173,17 +167,9 @@ pub enum Refusal {
 }
 
 fn join(splits: &[Split]) -> String {
-    splits
-        .iter()
-        .map(Split::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    splits.iter().map(Split::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn bullets(lines: &[String]) -> String {
-    lines
-        .iter()
-        .map(|line| format!("  - {line}"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    lines.iter().map(|line| format!("  - {line}")).collect::<Vec<_>>().join("\n")
 }

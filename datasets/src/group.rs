@@ -15,13 +15,7 @@ pub fn group_texts(rows: &[Vec<u32>], block_size: usize, map_batch_size: usize) 
         return Vec::new();
     }
     rows.chunks(map_batch_size)
-        .flat_map(|batch| {
-            batch
-                .concat()
-                .chunks_exact(block_size)
-                .map(<[u32]>::to_vec)
-                .collect::<Vec<_>>()
-        })
+        .flat_map(|batch| batch.concat().chunks_exact(block_size).map(<[u32]>::to_vec).collect::<Vec<_>>())
         .collect()
 }
 
@@ -31,13 +25,7 @@ mod tests {
 
     #[test]
     fn remainder_is_dropped_at_the_end_of_every_batch() {
-        let rows = [
-            vec![1, 2, 3],
-            vec![],
-            vec![4, 5],
-            vec![6, 7, 8, 9],
-            vec![10],
-        ];
+        let rows = [vec![1, 2, 3], vec![], vec![4, 5], vec![6, 7, 8, 9], vec![10]];
         // batches: 1 2 3 | 4 5 6 7 8 9 | 10
         assert_eq!(group_texts(&rows, 2, 2), [[1, 2], [4, 5], [6, 7], [8, 9]]);
         assert_eq!(group_texts(&rows, 4, 100), [[1, 2, 3, 4], [5, 6, 7, 8]]);

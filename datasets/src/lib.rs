@@ -36,9 +36,7 @@ mod text;
 mod tokenizer;
 mod unit;
 
-pub use catalogue::{
-    Catalogue, Entry, FileEntry, Format, HubFile, Percent, catalogue, expected_digests,
-};
+pub use catalogue::{Catalogue, Entry, FileEntry, Format, HubFile, Percent, catalogue, expected_digests};
 pub use download::DownloadProblem;
 pub use error::{Error, Refusal};
 pub use group::group_texts;

@@ -90,49 +90,28 @@ impl<'a> Expected<'a> {
     fn new(entry: &'a Entry, file: &'a FileEntry, sources: &Sources) -> Result<Self, Error> {
         let (digest, bytes) = match &file.sha256 {
             Some(digest) => (Some(digest.clone()), file.bytes),
-            None if file.first_use => {
-                match Cache::new(&sources.cache).first_use(&entry.name, &file.name)? {
-                    Some(record) => (Some(record.sha256), Some(record.bytes)),
-                    None => (None, None),
-                }
-            }
+            None if file.first_use => match Cache::new(&sources.cache).first_use(&entry.name, &file.name)? {
+                Some(record) => (Some(record.sha256), Some(record.bytes)),
+                None => (None, None),
+            },
             None => {
                 let (dataset, file) = (entry.name.clone(), file.name.clone());
                 return Err(Error::NoPublishedDigest { dataset, file });
             }
         };
-        Ok(Self {
-            entry,
-            file,
-            digest,
-            bytes,
-        })
+        Ok(Self { entry, file, digest, bytes })
     }
 
     fn refusal(&self, actual: &Digest, bytes: u64) -> Option<Refusal> {
-        let expected = self
-            .digest
-            .as_ref()
-            .filter(|expected| *expected != actual)?;
-        let own = self
-            .entry
-            .files
-            .iter()
-            .find(|f| f.sha256.as_ref() == Some(actual))
-            .map(|f| f.name.as_str());
+        let expected = self.digest.as_ref().filter(|expected| *expected != actual)?;
+        let own =
+            self.entry.files.iter().find(|f| f.sha256.as_ref() == Some(actual)).map(|f| f.name.as_str());
         if let Some(is) = own.or_else(|| catalogue().file_with(actual)) {
-            return Some(Refusal::Swapped {
-                is: is.to_owned(),
-                file: self.file.name.clone(),
-            });
+            return Some(Refusal::Swapped { is: is.to_owned(), file: self.file.name.clone() });
         }
         match self.bytes {
             Some(expected) if bytes < expected => Some(Refusal::Truncated { bytes, expected }),
-            _ => Some(Refusal::Corrupted {
-                actual: actual.clone(),
-                bytes,
-                expected: expected.clone(),
-            }),
+            _ => Some(Refusal::Corrupted { actual: actual.clone(), bytes, expected: expected.clone() }),
         }
     }
 
@@ -144,14 +123,7 @@ impl<'a> Expected<'a> {
         source: &'static str,
         path: Option<PathBuf>,
     ) -> Found {
-        Found {
-            content,
-            digest,
-            bytes,
-            source,
-            path,
-            verified: self.file.sha256.is_some(),
-        }
+        Found { content, digest, bytes, source, path, verified: self.file.sha256.is_some() }
     }
 }
 
@@ -174,11 +146,7 @@ fn look_for(expected: &Expected<'_>, sources: &Sources) -> Result<Local, Error> 
         if let Some(local) = inspect(&candidate, expected)? {
             return Ok(local);
         }
-        looked.push(format!(
-            "{}: {}",
-            candidate.source,
-            candidate.path.display()
-        ));
+        looked.push(format!("{}: {}", candidate.source, candidate.path.display()));
     }
     if sources.folder.is_none() && file.folder.is_some() {
         looked.push("REPLICA_DATA: not set".to_owned());
@@ -189,13 +157,7 @@ fn look_for(expected: &Expected<'_>, sources: &Sources) -> Result<Local, Error> 
         let bytes = read.map_err(Error::io("unpack the embedded", Path::new(&file.name)))?;
         let (digest, length) = (Digest::of(&bytes), bytes.len() as u64);
         return Ok(match expected.refusal(&digest, length) {
-            None => Local::Good(expected.found(
-                Content::Memory(bytes),
-                digest,
-                length,
-                "embedded",
-                None,
-            )),
+            None => Local::Good(expected.found(Content::Memory(bytes), digest, length, "embedded", None)),
             Some(refusal) => Local::Bad(Box::new(Bad {
                 path: PathBuf::from(format!("{} in the binary", file.name)),
                 refusal,
@@ -206,19 +168,12 @@ fn look_for(expected: &Expected<'_>, sources: &Sources) -> Result<Local, Error> 
     }
     if let Some(hub) = &file.hub {
         if let Some(path) = download::hub_cached(hub, sources) {
-            let candidate = Candidate {
-                path,
-                source: "hub cache",
-                gzipped: false,
-            };
+            let candidate = Candidate { path, source: "hub cache", gzipped: false };
             if let Some(local) = inspect(&candidate, expected)? {
                 return Ok(local);
             }
         }
-        looked.push(format!(
-            "hub cache: {} at {}, {}",
-            hub.repo, hub.revision, hub.path
-        ));
+        looked.push(format!("hub cache: {} at {}, {}", hub.repo, hub.revision, hub.path));
     }
     Ok(Local::Absent(looked))
 }
@@ -227,19 +182,11 @@ fn candidates(expected: &Expected<'_>, sources: &Sources) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     if let Some(digest) = &expected.digest {
         let path = Cache::new(&sources.cache).path_of(digest);
-        candidates.push(Candidate {
-            path,
-            source: "cache",
-            gzipped: false,
-        });
+        candidates.push(Candidate { path, source: "cache", gzipped: false });
     }
     if let Some(folder) = &sources.folder {
         let mut add = |relative: &str, gzipped| {
-            candidates.push(Candidate {
-                path: folder.join(relative),
-                source: "REPLICA_DATA",
-                gzipped,
-            });
+            candidates.push(Candidate { path: folder.join(relative), source: "REPLICA_DATA", gzipped });
         };
         if let Some(relative) = &expected.file.folder {
             let plain = relative.strip_suffix(".gz");
@@ -260,30 +207,19 @@ fn inspect(candidate: &Candidate, expected: &Expected<'_>) -> Result<Option<Loca
     let path = &candidate.path;
     let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
         Err(e) => return Err(Error::io("open", path)(e)),
     };
     let bad = |refusal, content| {
         let in_cache = candidate.source == "cache";
-        Ok(Some(Local::Bad(Box::new(Bad {
-            path: path.clone(),
-            refusal,
-            content,
-            in_cache,
-        }))))
+        Ok(Some(Local::Bad(Box::new(Bad { path: path.clone(), refusal, content, in_cache }))))
     };
     let length = file.metadata().map_err(Error::io("read", path))?.len();
     let (content, digest, bytes) = if candidate.gzipped || length <= IN_MEMORY {
         let mut raw = Vec::new();
-        file.read_to_end(&mut raw)
-            .map_err(Error::io("read", path))?;
+        file.read_to_end(&mut raw).map_err(Error::io("read", path))?;
         if candidate.gzipped {
             let mut unpacked = Vec::new();
             if let Err(e) = MultiGzDecoder::new(raw.as_slice()).read_to_end(&mut unpacked) {
@@ -341,41 +277,19 @@ pub(crate) fn locate(
 
 /// The error for a file that is nowhere and may not or cannot be downloaded.
 pub(crate) fn absent(entry: &Entry, file: &FileEntry, looked: Vec<String>) -> Error {
-    missing(
-        &Expected {
-            entry,
-            file,
-            digest: None,
-            bytes: None,
-        },
-        looked,
-        remote(file),
-    )
+    missing(&Expected { entry, file, digest: None, bytes: None }, looked, remote(file))
 }
 
 fn missing(expected: &Expected<'_>, looked: Vec<String>, remote: Option<Remote<'_>>) -> Error {
     let Expected { entry, file, .. } = expected;
-    let folder = file
-        .folder
-        .as_ref()
-        .map(|path| format!("set REPLICA_DATA to a folder that has {path}"));
-    let network = remote.map(|_| {
-        format!(
-            "get it with `replica data fetch {}` while online",
-            entry.name
-        )
-    });
+    let folder = file.folder.as_ref().map(|path| format!("set REPLICA_DATA to a folder that has {path}"));
+    let network = remote.map(|_| format!("get it with `replica data fetch {}` while online", entry.name));
     let next = match (folder, network) {
         (Some(folder), Some(network)) => format!("Either {folder}, or {network}."),
         (Some(one), None) | (None, Some(one)) => format!("To have it, {one}."),
         (None, None) => format!("It is published at {}.", entry.url),
     };
-    Error::Missing {
-        dataset: entry.name.clone(),
-        file: file.name.clone(),
-        looked,
-        next,
-    }
+    Error::Missing { dataset: entry.name.clone(), file: file.name.clone(), looked, next }
 }
 
 /// Where a file can be downloaded from.
@@ -406,48 +320,23 @@ fn fetch(
     let expected = &Expected::new(entry, file, sources)?;
     if let Some(digest) = &expected.digest
         && let path = cache.path_of(digest)
-        && let Some(Local::Good(found)) = inspect(
-            &Candidate {
-                path,
-                source: "cache",
-                gzipped: false,
-            },
-            expected,
-        )?
+        && let Some(Local::Good(found)) =
+            inspect(&Candidate { path, source: "cache", gzipped: false }, expected)?
     {
         return Ok(found);
     }
 
     let partial = cache.partial(&key)?;
-    download::download(
-        remote,
-        sources,
-        &partial,
-        expected.bytes,
-        &mut |bytes, total| {
-            progress(Progress {
-                dataset: entry.name.clone(),
-                file: file.name.clone(),
-                bytes,
-                total,
-            });
-        },
-    )
-    .map_err(|problem| Error::Download {
-        file: file.name.clone(),
-        url: url.clone(),
-        problem,
-    })?;
+    download::download(remote, sources, &partial, expected.bytes, &mut |bytes, total| {
+        progress(Progress { dataset: entry.name.clone(), file: file.name.clone(), bytes, total });
+    })
+    .map_err(|problem| Error::Download { file: file.name.clone(), url: url.clone(), problem })?;
 
     let source = match remote {
         Remote::Hub(_) => "hub",
         Remote::Url(_) => "url",
     };
-    let candidate = Candidate {
-        path: partial.clone(),
-        source,
-        gzipped: false,
-    };
+    let candidate = Candidate { path: partial.clone(), source, gzipped: false };
     match inspect(&candidate, expected)? {
         Some(Local::Good(mut found)) => {
             if expected.digest.is_none() {
@@ -456,15 +345,9 @@ fn fetch(
             found.path = Some(cache.admit(&partial, &found.digest)?);
             Ok(found)
         }
-        Some(Local::Bad(bad)) => Err(Bad {
-            in_cache: true,
-            ..*bad
-        }
-        .refuse(entry, file, sources)),
+        Some(Local::Bad(bad)) => Err(Bad { in_cache: true, ..*bad }.refuse(entry, file, sources)),
         _ => Err(Error::io("read", &partial)(
-            fs::metadata(&partial)
-                .err()
-                .unwrap_or_else(|| io::Error::other("another process removed it")),
+            fs::metadata(&partial).err().unwrap_or_else(|| io::Error::other("another process removed it")),
         )),
     }
 }
@@ -473,10 +356,6 @@ fn fetch(
 fn remember(expected: &Expected<'_>, found: &Found, sources: &Sources) -> Result<(), Error> {
     let Expected { entry, file, .. } = expected;
     let url = file.urls.first().cloned().unwrap_or_default();
-    let record = FirstUse {
-        sha256: found.digest.clone(),
-        bytes: found.bytes,
-        url,
-    };
+    let record = FirstUse { sha256: found.digest.clone(), bytes: found.bytes, url };
     Cache::new(&sources.cache).remember(&entry.name, &file.name, &record)
 }

@@ -19,10 +19,7 @@ const BATCH: usize = 8192;
 pub(crate) fn text(entry: &Entry, file: &FileEntry, content: Content) -> Result<String, Error> {
     let (format, parsed) = match &file.format {
         Format::Text => ("UTF-8 text", utf8(content)),
-        Format::Gutenberg => (
-            "a Project Gutenberg text",
-            utf8(content).and_then(|text| gutenberg(&text)),
-        ),
+        Format::Gutenberg => ("a Project Gutenberg text", utf8(content).and_then(|text| gutenberg(&text))),
         Format::Parquet { column } => (
             "parquet",
             match content {
@@ -30,10 +27,7 @@ pub(crate) fn text(entry: &Entry, file: &FileEntry, content: Content) -> Result<
                 Content::File(file) => parquet_lines(file, column),
             },
         ),
-        Format::JsonLinesZstd {
-            column,
-            max_text_bytes,
-        } => {
+        Format::JsonLinesZstd { column, max_text_bytes } => {
             let limit = max_text_bytes.unwrap_or(u64::MAX);
             let parsed = match content {
                 Content::Memory(bytes) => json_lines(Cursor::new(bytes), column, limit),
@@ -55,12 +49,8 @@ fn utf8(content: Content) -> Result<String, String> {
         Content::Memory(bytes) => bytes,
         Content::File(file) => read_all(file).map_err(|e| e.to_string())?,
     };
-    String::from_utf8(bytes).map_err(|e| {
-        format!(
-            "byte {} starts no UTF-8 character",
-            e.utf8_error().valid_up_to()
-        )
-    })
+    String::from_utf8(bytes)
+        .map_err(|e| format!("byte {} starts no UTF-8 character", e.utf8_error().valid_up_to()))
 }
 
 fn read_all(mut file: File) -> io::Result<Vec<u8>> {
@@ -75,13 +65,9 @@ fn gutenberg(text: &str) -> Result<String, String> {
     let mut inside = false;
     let mut seen = false;
     for line in text.split_inclusive('\n') {
-        if line.trim_start().starts_with("*** START OF")
-            || line.trim_start().starts_with("***START OF")
-        {
+        if line.trim_start().starts_with("*** START OF") || line.trim_start().starts_with("***START OF") {
             (inside, seen) = (true, true);
-        } else if line.trim_start().starts_with("*** END OF")
-            || line.trim_start().starts_with("***END OF")
-        {
+        } else if line.trim_start().starts_with("*** END OF") || line.trim_start().starts_with("***END OF") {
             break;
         } else if inside {
             body.push_str(line);
@@ -98,13 +84,10 @@ fn gutenberg(text: &str) -> Result<String, String> {
 fn parquet_lines<R: ChunkReader + 'static>(reader: R, column: &str) -> Result<String, String> {
     let file = SerializedFileReader::new(reader).map_err(|e| e.to_string())?;
     let columns = file.metadata().file_metadata().schema_descr().columns();
-    let index = columns
-        .iter()
-        .position(|c| c.path().string() == column)
-        .ok_or_else(|| {
-            let names: Vec<_> = columns.iter().map(|c| c.path().string()).collect();
-            format!("it has no column `{column}`, only: {}", names.join(", "))
-        })?;
+    let index = columns.iter().position(|c| c.path().string() == column).ok_or_else(|| {
+        let names: Vec<_> = columns.iter().map(|c| c.path().string()).collect();
+        format!("it has no column `{column}`, only: {}", names.join(", "))
+    })?;
     let mut text = String::new();
     for group in 0..file.num_row_groups() {
         let group = file.get_row_group(group).map_err(|e| e.to_string())?;
@@ -118,9 +101,8 @@ fn parquet_lines<R: ChunkReader + 'static>(reader: R, column: &str) -> Result<St
         loop {
             values.clear();
             present.clear();
-            let (records, ..) = rows
-                .read_records(BATCH, Some(&mut present), None, &mut values)
-                .map_err(|e| e.to_string())?;
+            let (records, ..) =
+                rows.read_records(BATCH, Some(&mut present), None, &mut values).map_err(|e| e.to_string())?;
             if records == 0 {
                 break;
             }
@@ -128,8 +110,8 @@ fn parquet_lines<R: ChunkReader + 'static>(reader: R, column: &str) -> Result<St
                 return Err(format!("its column `{column}` has rows without a value"));
             }
             for value in &values {
-                let row = std::str::from_utf8(value.data())
-                    .map_err(|e| format!("a row is not UTF-8: {e}"))?;
+                let row =
+                    std::str::from_utf8(value.data()).map_err(|e| format!("a row is not UTF-8: {e}"))?;
                 match row.strip_suffix('\n').unwrap_or(row) {
                     "" => text.push(' '),
                     row => text.push_str(row),
@@ -147,8 +129,7 @@ fn json_lines(packed: impl BufRead, field: &str, limit: u64) -> Result<String, S
     let mut text = String::new();
     for (number, line) in BufReader::new(unpacked).lines().enumerate() {
         let line = line.map_err(|e| format!("line {}: {e}", number + 1))?;
-        let document: Value =
-            serde_json::from_str(&line).map_err(|e| format!("line {}: {e}", number + 1))?;
+        let document: Value = serde_json::from_str(&line).map_err(|e| format!("line {}: {e}", number + 1))?;
         let Some(document) = document[field].as_str() else {
             return Err(format!("line {}: no string `{field}`", number + 1));
         };
@@ -174,11 +155,7 @@ mod tests {
 
     fn write_parquet(schema: &str, groups: &[&[&str]], compression: Compression) -> Vec<u8> {
         let schema = Arc::new(parse_message_type(schema).unwrap());
-        let properties = Arc::new(
-            WriterProperties::builder()
-                .set_compression(compression)
-                .build(),
-        );
+        let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
         let mut bytes = Vec::new();
         let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
         for rows in groups {
@@ -186,10 +163,7 @@ mod tests {
             let mut column = group.next_column().unwrap().unwrap();
             let values: Vec<ByteArray> = rows.iter().map(|row| ByteArray::from(*row)).collect();
             let present = vec![1; values.len()];
-            column
-                .typed::<ByteArrayType>()
-                .write_batch(&values, Some(&present), None)
-                .unwrap();
+            column.typed::<ByteArrayType>().write_batch(&values, Some(&present), None).unwrap();
             column.close().unwrap();
             group.close().unwrap();
         }
@@ -201,16 +175,10 @@ mod tests {
 
     #[test]
     fn parquet_rows_become_lines_in_order() {
-        for compression in [
-            Compression::SNAPPY,
-            Compression::ZSTD(Default::default()),
-            Compression::UNCOMPRESSED,
-        ] {
-            let bytes = write_parquet(
-                STRINGS,
-                &[&["", " = A = \n"], &["no line end", "ünï\n"]],
-                compression,
-            );
+        for compression in
+            [Compression::SNAPPY, Compression::ZSTD(Default::default()), Compression::UNCOMPRESSED]
+        {
+            let bytes = write_parquet(STRINGS, &[&["", " = A = \n"], &["no line end", "ünï\n"]], compression);
             let text = parquet_lines(bytes::Bytes::from(bytes), "text").unwrap();
             assert_eq!(text, " \n = A = \nno line end\nünï\n");
         }
@@ -220,17 +188,8 @@ mod tests {
     fn parquet_problems_are_named() {
         let bytes = write_parquet(STRINGS, &[&["a"]], Compression::UNCOMPRESSED);
         let missing = parquet_lines(bytes::Bytes::from(bytes.clone()), "body").unwrap_err();
-        assert!(
-            missing.contains("`body`") && missing.contains("text"),
-            "{missing}"
-        );
-        assert!(
-            parquet_lines(
-                bytes::Bytes::from(bytes[..bytes.len() - 9].to_vec()),
-                "text"
-            )
-            .is_err()
-        );
+        assert!(missing.contains("`body`") && missing.contains("text"), "{missing}");
+        assert!(parquet_lines(bytes::Bytes::from(bytes[..bytes.len() - 9].to_vec()), "text").is_err());
     }
 
     #[test]
@@ -246,19 +205,10 @@ mod tests {
     fn json_lines_stop_before_the_limit() {
         let lines = "{\"text\":\"one\",\"meta\":{}}\n{\"text\":\"two\\nlines\"}\n";
         let packed = zstd::encode_all(lines.as_bytes(), 1).unwrap();
-        assert_eq!(
-            json_lines(Cursor::new(&packed), "text", 1000).unwrap(),
-            "one\n\ntwo\nlines\n\n"
-        );
-        assert_eq!(
-            json_lines(Cursor::new(&packed), "text", 10).unwrap(),
-            "one\n\n"
-        );
+        assert_eq!(json_lines(Cursor::new(&packed), "text", 1000).unwrap(), "one\n\ntwo\nlines\n\n");
+        assert_eq!(json_lines(Cursor::new(&packed), "text", 10).unwrap(), "one\n\n");
         let error = json_lines(Cursor::new(&packed), "body", 1000).unwrap_err();
-        assert!(
-            error.contains("line 1") && error.contains("`body`"),
-            "{error}"
-        );
+        assert!(error.contains("line 1") && error.contains("`body`"), "{error}");
         assert!(json_lines(Cursor::new(&packed[..packed.len() - 3]), "text", 1000).is_err());
     }
 

@@ -74,10 +74,7 @@ impl Sources {
         let text = |name: &str| set(name).and_then(|value| value.into_string().ok());
         let on = |name: &str| {
             text(name).is_some_and(|value| {
-                matches!(
-                    value.to_ascii_lowercase().as_str(),
-                    "1" | "true" | "yes" | "on"
-                )
+                matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on")
             })
         };
         let cache = path("REPLICA_CACHE").unwrap_or_else(|| platform_cache(&path).join("replica"));
@@ -86,8 +83,7 @@ impl Sources {
             hub: Hub {
                 endpoint: text("HF_ENDPOINT"),
                 token: text("HF_TOKEN"),
-                cache: path("HF_HUB_CACHE")
-                    .or_else(|| path("HF_HOME").map(|home| home.join("hub"))),
+                cache: path("HF_HUB_CACHE").or_else(|| path("HF_HOME").map(|home| home.join("hub"))),
             },
             offline: on("REPLICA_OFFLINE") || on("HF_HUB_OFFLINE"),
             ..Self::offline(cache)
@@ -113,10 +109,7 @@ mod tests {
 
     fn from(pairs: &[(&str, &str)]) -> Sources {
         Sources::from_variables(|name| {
-            pairs
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| value.into())
+            pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into())
         })
     }
 
@@ -139,11 +132,7 @@ mod tests {
 
     #[test]
     fn empty_means_unset() {
-        let sources = from(&[
-            ("REPLICA_DATA", ""),
-            ("REPLICA_OFFLINE", "0"),
-            ("REPLICA_CACHE", "/c"),
-        ]);
+        let sources = from(&[("REPLICA_DATA", ""), ("REPLICA_OFFLINE", "0"), ("REPLICA_CACHE", "/c")]);
         assert_eq!(sources.folder, None);
         assert!(!sources.offline);
         assert!(from(&[("HF_HUB_OFFLINE", "1")]).offline);
@@ -153,13 +142,7 @@ mod tests {
     #[cfg(all(unix, not(target_os = "macos")))]
     #[test]
     fn cache_follows_the_platform() {
-        assert_eq!(
-            from(&[("HOME", "/h")]).cache,
-            PathBuf::from("/h/.cache/replica")
-        );
-        assert_eq!(
-            from(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).cache,
-            PathBuf::from("/x/replica")
-        );
+        assert_eq!(from(&[("HOME", "/h")]).cache, PathBuf::from("/h/.cache/replica"));
+        assert_eq!(from(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).cache, PathBuf::from("/x/replica"));
     }
 }

@@ -77,11 +77,7 @@ impl TextDataset {
     pub fn load_entry(entry: &Entry, splits: &[Split], sources: &Sources) -> Result<Self, Error> {
         let mut files = Vec::new();
         let mut texts: BTreeMap<Split, String> = BTreeMap::new();
-        for file in entry
-            .files
-            .iter()
-            .filter(|file| splits.iter().any(|&split| file.holds(split)))
-        {
+        for file in entry.files.iter().filter(|file| splits.iter().any(|&split| file.holds(split))) {
             let found = locate(entry, file, sources, &mut |_| {})?;
             files.push(DataFile::new(file, &found));
             let text = parse::text(entry, file, found.content)?;
@@ -112,20 +108,16 @@ impl TextDataset {
     /// # Errors
     /// The data set has no such split, or it was not asked for when loading.
     pub fn split(&self, split: Split) -> Result<&str, Error> {
-        self.texts
-            .get(&split)
-            .map(String::as_str)
-            .ok_or_else(|| Error::NoSplit {
-                dataset: self.name.clone(),
-                split,
-                available: self.texts.keys().copied().collect(),
-                hint: if self.splits.contains(&split) {
-                    "it was not among the splits that were loaded".to_owned()
-                } else {
-                    "the catalogue has none, so choose another data set (`replica data list`)"
-                        .to_owned()
-                },
-            })
+        self.texts.get(&split).map(String::as_str).ok_or_else(|| Error::NoSplit {
+            dataset: self.name.clone(),
+            split,
+            available: self.texts.keys().copied().collect(),
+            hint: if self.splits.contains(&split) {
+                "it was not among the splits that were loaded".to_owned()
+            } else {
+                "the catalogue has none, so choose another data set (`replica data list`)".to_owned()
+            },
+        })
     }
 }
 
@@ -141,19 +133,10 @@ fn append(text: &mut String, part: String) {
 fn by_position(text: &str, percent: Percent) -> [(Split, &str); 3] {
     let at = |percent: u8| {
         let byte = (text.len() as u128 * u128::from(percent) / 100) as usize;
-        (byte..=text.len())
-            .find(|&i| text.is_char_boundary(i))
-            .unwrap_or(text.len())
+        (byte..=text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len())
     };
-    let (train, valid) = (
-        at(percent.train),
-        at(percent.train.saturating_add(percent.valid).min(100)),
-    );
-    [
-        (Split::Train, &text[..train]),
-        (Split::Valid, &text[train..valid]),
-        (Split::Test, &text[valid..]),
-    ]
+    let (train, valid) = (at(percent.train), at(percent.train.saturating_add(percent.valid).min(100)));
+    [(Split::Train, &text[..train]), (Split::Valid, &text[train..valid]), (Split::Test, &text[valid..])]
 }
 
 #[cfg(test)]

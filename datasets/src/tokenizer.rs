@@ -94,17 +94,12 @@ impl Tokenizer {
     /// repeated, or the file cannot be read.
     pub fn prepare(spec: &TokenizerSpec, train_text: &str) -> Result<Self, Error> {
         match spec {
-            TokenizerSpec::Bytes {} => Ok(Self::new(
-                Kind::Bytes,
-                BYTES,
-                HashMap::new(),
-                &json!({"kind": "bytes"}),
-            )),
-            TokenizerSpec::Bpe {
-                vocab_size,
-                train_bytes,
-                special_tokens,
-            } => train(*vocab_size, head(train_text, *train_bytes), special_tokens),
+            TokenizerSpec::Bytes {} => {
+                Ok(Self::new(Kind::Bytes, BYTES, HashMap::new(), &json!({"kind": "bytes"})))
+            }
+            TokenizerSpec::Bpe { vocab_size, train_bytes, special_tokens } => {
+                train(*vocab_size, head(train_text, *train_bytes), special_tokens)
+            }
             TokenizerSpec::Gpt2 {} => gpt2(),
             TokenizerSpec::File { path } => Self::from_file(path),
         }
@@ -112,19 +107,11 @@ impl Tokenizer {
 
     fn new(kind: Kind, vocab_size: usize, special: HashMap<String, u32>, json: &Value) -> Self {
         let json = replica_core::digest::canonical_json(json);
-        Self {
-            kind,
-            vocab_size,
-            special,
-            digest: Digest::of(json.as_bytes()),
-            json,
-        }
+        Self { kind, vocab_size, special, digest: Digest::of(json.as_bytes()), json }
     }
 
     fn from_file(path: &Path) -> Result<Self, Error> {
-        let fail = |problem: String| {
-            Error::Tokenizer(format!("cannot read {}: {problem}", path.display()))
-        };
+        let fail = |problem: String| Error::Tokenizer(format!("cannot read {}: {problem}", path.display()));
         let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
         let json: Value = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
         let tokenizer: tokenizers::Tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)
@@ -137,12 +124,7 @@ impl Tokenizer {
             .filter(|(token, _)| tokenizer.get_added_vocabulary().is_special_token(token));
         let special = special.collect();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
-        Ok(Self::new(
-            Kind::File(Box::new(tokenizer)),
-            vocab_size,
-            special,
-            &json,
-        ))
+        Ok(Self::new(Kind::File(Box::new(tokenizer)), vocab_size, special, &json))
     }
 
     /// The ids of a text. Text that looks like a special token is text: only a tokenizer from a file
@@ -150,9 +132,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Vec<u32> {
         match &self.kind {
             Kind::Bytes => text.bytes().map(u32::from).collect(),
-            Kind::Bpe(merges) => in_chunks(text, HashMap::new, |known, chunk| {
-                merges.encode(chunk, known)
-            }),
+            Kind::Bpe(merges) => in_chunks(text, HashMap::new, |known, chunk| merges.encode(chunk, known)),
             Kind::Gpt2(bpe) => in_chunks(text, || (), |(), chunk| bpe.encode_ordinary(chunk)),
             // It fails only for models without an unknown token on text outside their alphabet.
             Kind::File(tokenizer) => tokenizer
@@ -176,8 +156,7 @@ impl Tokenizer {
                 .collect(),
             Kind::File(tokenizer) => return tokenizer.decode(ids, true).unwrap_or_default(),
         };
-        String::from_utf8(bytes)
-            .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+        String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
     }
 
     /// How many ids there are.
@@ -228,10 +207,7 @@ fn train(vocab_size: usize, text: &str, special_tokens: &[String]) -> Result<Tok
         )));
     }
     let fail = |e: tokenizers::Error| Error::Tokenizer(format!("training failed: {e}"));
-    let added: Vec<_> = special_tokens
-        .iter()
-        .map(|token| AddedToken::from(token, true))
-        .collect();
+    let added: Vec<_> = special_tokens.iter().map(|token| AddedToken::from(token, true)).collect();
     let mut trainer = BpeTrainer::builder()
         .vocab_size(vocab_size)
         .min_frequency(2)
@@ -240,22 +216,14 @@ fn train(vocab_size: usize, text: &str, special_tokens: &[String]) -> Result<Tok
         .show_progress(false)
         .build();
     let letters = byte_letters();
-    let spell = |word: &str| {
-        word.bytes()
-            .map(|byte| letters[usize::from(byte)])
-            .collect::<String>()
-    };
+    let spell = |word: &str| word.bytes().map(|byte| letters[usize::from(byte)]).collect::<String>();
     trainer
-        .feed(chunks(text, CHUNK).into_iter(), |chunk| {
-            Ok(words(chunk).map(spell).collect())
-        })
+        .feed(chunks(text, CHUNK).into_iter(), |chunk| Ok(words(chunk).map(spell).collect()))
         .map_err(fail)?;
     let mut model = BPE::default();
     trainer.train(&mut model).map_err(fail)?;
-    let special = special_tokens
-        .iter()
-        .filter_map(|token| Some((token.clone(), model.token_to_id(token)?)))
-        .collect();
+    let special =
+        special_tokens.iter().filter_map(|token| Some((token.clone(), model.token_to_id(token)?))).collect();
 
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, false, true)));
@@ -266,12 +234,7 @@ fn train(vocab_size: usize, text: &str, special_tokens: &[String]) -> Result<Tok
     let merges = Merges::from_json(&json)
         .ok_or_else(|| Error::Tokenizer("the trained JSON is incomplete".to_owned()))?;
     let vocab_size = merges.tokens.len();
-    Ok(Tokenizer::new(
-        Kind::Bpe(Box::new(merges)),
-        vocab_size,
-        special,
-        &json,
-    ))
+    Ok(Tokenizer::new(Kind::Bpe(Box::new(merges)), vocab_size, special, &json))
 }
 
 fn gpt2() -> Result<Tokenizer, Error> {
@@ -282,21 +245,14 @@ fn gpt2() -> Result<Tokenizer, Error> {
     let mut tokens = Vec::new();
     for id in 0..END_ID {
         let bytes = bpe.decode_bytes(&[id]).map_err(|_| {
-            Error::Tokenizer(format!(
-                "GPT-2's vocabulary lacks id {id}: the crate tiktoken-rs changed"
-            ))
+            Error::Tokenizer(format!("GPT-2's vocabulary lacks id {id}: the crate tiktoken-rs changed"))
         })?;
         tokens.extend((bytes.len() as u32).to_le_bytes());
         tokens.extend(bytes);
     }
     let json = json!({"kind": "gpt2", "special": {END: END_ID}, "tokens": Digest::of(&tokens)});
     let special = HashMap::from([(END.to_owned(), END_ID)]);
-    Ok(Tokenizer::new(
-        Kind::Gpt2(bpe),
-        END_ID as usize + 1,
-        special,
-        &json,
-    ))
+    Ok(Tokenizer::new(Kind::Gpt2(bpe), END_ID as usize + 1, special, &json))
 }
 
 /// The merges of a trained BPE.
@@ -312,27 +268,19 @@ struct Merges {
 impl Merges {
     fn from_json(json: &Value) -> Option<Self> {
         let letters = byte_letters();
-        let bytes: HashMap<char, u8> = (0..=u8::MAX)
-            .map(|byte| (letters[usize::from(byte)], byte))
-            .collect();
+        let bytes: HashMap<char, u8> = (0..=u8::MAX).map(|byte| (letters[usize::from(byte)], byte)).collect();
         let vocab = json["model"]["vocab"].as_object()?;
         let ids: HashMap<&str, u32> = vocab
             .iter()
             .map(|(token, id)| Some((token.as_str(), u32::try_from(id.as_u64()?).ok()?)))
             .collect::<Option<_>>()?;
-        let special: Vec<&str> = json["added_tokens"]
-            .as_array()?
-            .iter()
-            .filter_map(|token| token["content"].as_str())
-            .collect();
+        let special: Vec<&str> =
+            json["added_tokens"].as_array()?.iter().filter_map(|token| token["content"].as_str()).collect();
 
         let mut tokens = vec![Vec::new(); ids.values().max().map_or(0, |&id| id as usize + 1)];
         for (token, &id) in &ids {
             if !special.contains(token) {
-                tokens[id as usize] = token
-                    .chars()
-                    .map(|c| bytes.get(&c).copied())
-                    .collect::<Option<_>>()?;
+                tokens[id as usize] = token.chars().map(|c| bytes.get(&c).copied()).collect::<Option<_>>()?;
             }
         }
         let mut byte_ids = [0; BYTES];
@@ -343,16 +291,9 @@ impl Merges {
         for (rank, merge) in json["model"]["merges"].as_array()?.iter().enumerate() {
             let (left, right) = (merge[0].as_str()?, merge[1].as_str()?);
             let result = *ids.get(format!("{left}{right}").as_str())?;
-            pairs.insert(
-                (*ids.get(left)?, *ids.get(right)?),
-                (u32::try_from(rank).ok()?, result),
-            );
+            pairs.insert((*ids.get(left)?, *ids.get(right)?), (u32::try_from(rank).ok()?, result));
         }
-        Some(Self {
-            byte_ids,
-            pairs,
-            tokens,
-        })
+        Some(Self { byte_ids, pairs, tokens })
     }
 
     /// `known` keeps the ids of words that were met before.
@@ -366,18 +307,13 @@ impl Merges {
 
     /// Applies the merge of lowest rank, leftmost first, until there is none.
     fn merge(&self, word: &str) -> Vec<u32> {
-        let mut ids: Vec<u32> = word
-            .bytes()
-            .map(|byte| self.byte_ids[usize::from(byte)])
-            .collect();
+        let mut ids: Vec<u32> = word.bytes().map(|byte| self.byte_ids[usize::from(byte)]).collect();
         loop {
             let best = ids
                 .windows(2)
                 .enumerate()
                 .filter_map(|(at, pair)| {
-                    self.pairs
-                        .get(&(pair[0], pair[1]))
-                        .map(|&(rank, id)| (rank, at, id))
+                    self.pairs.get(&(pair[0], pair[1])).map(|&(rank, id)| (rank, at, id))
                 })
                 .min();
             let Some((_, at, id)) = best else { return ids };
@@ -387,11 +323,7 @@ impl Merges {
     }
 
     fn decode(&self, ids: &[u32]) -> Vec<u8> {
-        ids.iter()
-            .filter_map(|&id| self.tokens.get(id as usize))
-            .flatten()
-            .copied()
-            .collect()
+        ids.iter().filter_map(|&id| self.tokens.get(id as usize)).flatten().copied().collect()
     }
 }
 
@@ -423,10 +355,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
         let mut word = found.as_str();
         if found.end() < text.len()
             && word.chars().all(char::is_whitespace)
-            && let Some((last, _)) = word
-                .char_indices()
-                .next_back()
-                .filter(|&(last, _)| last > 0)
+            && let Some((last, _)) = word.char_indices().next_back().filter(|&(last, _)| last > 0)
         {
             word = &word[..last];
         }
@@ -442,10 +371,7 @@ fn in_chunks<'a, T>(
     scratch: impl Fn() -> T + Send + Sync,
     encode: impl Fn(&mut T, &'a str) -> Vec<u32> + Send + Sync,
 ) -> Vec<u32> {
-    let encoded: Vec<Vec<u32>> = chunks(text, CHUNK)
-        .into_par_iter()
-        .map_init(scratch, encode)
-        .collect();
+    let encoded: Vec<Vec<u32>> = chunks(text, CHUNK).into_par_iter().map_init(scratch, encode).collect();
     encoded.concat()
 }
 
@@ -478,15 +404,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TEXT: &str = "The cat sat on the mat. The dog didn't sit; it's 42 years old!\n\n  The cat's mat\u{a0}was flat.\n";
+    const TEXT: &str =
+        "The cat sat on the mat. The dog didn't sit; it's 42 years old!\n\n  The cat's mat\u{a0}was flat.\n";
 
     fn bpe(vocab_size: usize) -> Tokenizer {
         let text = TEXT.repeat(20);
-        let spec = TokenizerSpec::Bpe {
-            vocab_size,
-            train_bytes: 1 << 20,
-            special_tokens: vec![],
-        };
+        let spec = TokenizerSpec::Bpe { vocab_size, train_bytes: 1 << 20, special_tokens: vec![] };
         Tokenizer::prepare(&spec, &text).unwrap()
     }
 
@@ -572,10 +495,7 @@ mod tests {
         let digests: Vec<_> = [1, 1, 2, 3, 8]
             .into_iter()
             .map(|threads| {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build()
-                    .unwrap();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
                     let own = bpe(400);
                     (own.digest().clone(), own.encode(&TEXT.repeat(2000)))
@@ -583,21 +503,14 @@ mod tests {
             })
             .collect();
         assert!(digests.windows(2).all(|pair| pair[0] == pair[1]));
-        assert_ne!(
-            &digests[0].0,
-            bpe(401.min(bpe(400).vocab_size() - 1)).digest()
-        );
+        assert_ne!(&digests[0].0, bpe(401.min(bpe(400).vocab_size() - 1)).digest());
     }
 
     #[test]
     fn bpe_learns_and_respects_its_size() {
         let own = bpe(290);
         assert_eq!(own.vocab_size(), 290);
-        assert!(
-            own.encode(" The cat").len() <= 3,
-            "{:?}",
-            own.encode(" The cat")
-        );
+        assert!(own.encode(" The cat").len() <= 3, "{:?}", own.encode(" The cat"));
         assert_eq!(bpe(256).encode("cat").len(), 3);
         // a short text has no more pairs that occur twice
         assert!(bpe(100_000).vocab_size() < 1000);
@@ -606,11 +519,8 @@ mod tests {
     #[test]
     fn only_the_start_of_the_text_is_trained_on() {
         let prepare = |text: &str| {
-            let spec = TokenizerSpec::Bpe {
-                vocab_size: 300,
-                train_bytes: TEXT.len() * 3,
-                special_tokens: vec![],
-            };
+            let spec =
+                TokenizerSpec::Bpe { vocab_size: 300, train_bytes: TEXT.len() * 3, special_tokens: vec![] };
             Tokenizer::prepare(&spec, text).unwrap().digest().clone()
         };
         let start = TEXT.repeat(3);
@@ -623,11 +533,8 @@ mod tests {
     #[test]
     fn special_tokens_are_never_read_from_text() {
         let end = "<|endoftext|>";
-        let spec = TokenizerSpec::Bpe {
-            vocab_size: 300,
-            train_bytes: 1 << 20,
-            special_tokens: vec![end.into()],
-        };
+        let spec =
+            TokenizerSpec::Bpe { vocab_size: 300, train_bytes: 1 << 20, special_tokens: vec![end.into()] };
         for tokenizer in [
             Tokenizer::prepare(&spec, &TEXT.repeat(20)).unwrap(),
             Tokenizer::prepare(&TokenizerSpec::Gpt2 {}, "").unwrap(),
@@ -652,45 +559,27 @@ mod tests {
         let own = bpe(320);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), own.json()).unwrap();
-        let spec = TokenizerSpec::File {
-            path: file.path().to_owned(),
-        };
+        let spec = TokenizerSpec::File { path: file.path().to_owned() };
         let read = Tokenizer::prepare(&spec, "").unwrap();
         assert_eq!(read.encode(TEXT), own.encode(TEXT));
         assert_eq!(read.decode(&read.encode(TEXT)), TEXT);
-        assert_eq!(
-            (read.vocab_size(), read.digest()),
-            (own.vocab_size(), own.digest())
-        );
+        assert_eq!((read.vocab_size(), read.digest()), (own.vocab_size(), own.digest()));
         std::fs::write(file.path(), "{}").unwrap();
-        assert!(
-            Tokenizer::prepare(&spec, "")
-                .unwrap_err()
-                .to_string()
-                .contains("no tokenizer.json")
-        );
+        assert!(Tokenizer::prepare(&spec, "").unwrap_err().to_string().contains("no tokenizer.json"));
     }
 
     #[test]
     fn impossible_specs_say_why() {
         let message = |vocab_size, special: &[&str]| {
             let special_tokens = special.iter().map(|&s| s.to_owned()).collect();
-            let spec = TokenizerSpec::Bpe {
-                vocab_size,
-                train_bytes: 100,
-                special_tokens,
-            };
+            let spec = TokenizerSpec::Bpe { vocab_size, train_bytes: 100, special_tokens };
             Tokenizer::prepare(&spec, TEXT).unwrap_err().to_string()
         };
         assert!(message(256, &["<s>"]).contains("257"));
         assert!(message(300, &["<s>", "<s>"]).contains("repeated"));
-        let unknown = toml::from_str::<TokenizerSpec>("kind = \"bytes\"\nsize = 3")
-            .unwrap_err()
-            .to_string();
+        let unknown = toml::from_str::<TokenizerSpec>("kind = \"bytes\"\nsize = 3").unwrap_err().to_string();
         assert!(unknown.contains("size"), "{unknown}");
-        let kind = toml::from_str::<TokenizerSpec>("kind = \"words\"")
-            .unwrap_err()
-            .to_string();
+        let kind = toml::from_str::<TokenizerSpec>("kind = \"words\"").unwrap_err().to_string();
         assert!(kind.contains("bytes") && kind.contains("gpt2"), "{kind}");
     }
 }

@@ -22,17 +22,13 @@ pub fn bucket(key: &str) -> u32 {
 }
 
 fn bucket_of(digest: &[u8]) -> u32 {
-    digest
-        .iter()
-        .fold(0, |rest, &byte| (rest * 256 + u32::from(byte)) % 20)
+    digest.iter().fold(0, |rest, &byte| (rest * 256 + u32::from(byte)) % 20)
 }
 
 /// The three splits of a corpus as text: train, valid, test.
 pub fn split_units(units: Vec<Unit>) -> [String; 3] {
-    let mut keyed: Vec<_> = units
-        .into_iter()
-        .map(|unit| (Sha256::digest(unit.key.as_bytes()), unit))
-        .collect();
+    let mut keyed: Vec<_> =
+        units.into_iter().map(|unit| (Sha256::digest(unit.key.as_bytes()), unit)).collect();
     keyed.sort_by_key(|(digest, _)| *digest);
     let mut splits = [const { String::new() }; 3];
     for (digest, unit) in keyed {

@@ -16,10 +16,7 @@ fn files() -> Vec<(String, Value)> {
         .map(|file| {
             let path = file.unwrap().path();
             let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            (
-                name,
-                serde_json::from_slice(&fs::read(&path).unwrap()).unwrap(),
-            )
+            (name, serde_json::from_slice(&fs::read(&path).unwrap()).unwrap())
         })
         .collect();
     files.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -30,21 +27,14 @@ fn files() -> Vec<(String, Value)> {
 fn every_file_is_an_entry_of_its_name() {
     let mut entries: Vec<_> = catalogue().entries.iter().map(|e| e.name.clone()).collect();
     entries.sort();
-    assert_eq!(
-        files()
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect::<Vec<_>>(),
-        entries
-    );
+    assert_eq!(files().into_iter().map(|(name, _)| name).collect::<Vec<_>>(), entries);
     assert_eq!(catalogue().entries[0].name, "webster-kjv");
 }
 
 #[test]
 fn files_are_croissant() {
-    let prefixes = |context: &Value| -> BTreeSet<String> {
-        context.as_object().unwrap().keys().cloned().collect()
-    };
+    let prefixes =
+        |context: &Value| -> BTreeSet<String> { context.as_object().unwrap().keys().cloned().collect() };
     for (name, file) in files() {
         for key in ["name", "description", "license", "citeAs", "url"] {
             assert!(!file[key].is_null(), "{name}: {key}");
@@ -53,11 +43,8 @@ fn files_are_croissant() {
         assert_eq!(file["@type"], "sc:Dataset");
         assert_eq!(file["conformsTo"], "http://mlcommons.org/croissant/1.1");
         assert!(
-            prefixes(&file["@context"]).is_superset(
-                &["cr", "sc", "dct", "replica", "citeAs"]
-                    .map(String::from)
-                    .into()
-            )
+            prefixes(&file["@context"])
+                .is_superset(&["cr", "sc", "dct", "replica", "citeAs"].map(String::from).into())
         );
         let live = file["isLiveDataset"] == true;
         let objects = file["distribution"].as_array().unwrap();
@@ -69,11 +56,7 @@ fn files_are_croissant() {
                 assert!(object[key].is_string(), "{name}: {key}");
             }
             // Croissant allows to leave the checksum out only where the data is live.
-            assert!(
-                object["sha256"].is_string() != live,
-                "{name}: {}",
-                object["@id"]
-            );
+            assert!(object["sha256"].is_string() != live, "{name}: {}", object["@id"]);
             if let Some(container) = object["containedIn"]["@id"].as_str() {
                 assert!(ids.contains(container));
             }
@@ -84,39 +67,20 @@ fn files_are_croissant() {
 #[test]
 fn unknown_data_set_lists_the_known() {
     let message = catalogue().get("wikitext").unwrap_err().to_string();
-    assert!(
-        message.contains("`wikitext`") && message.contains("webster-kjv, ptb"),
-        "{message}"
-    );
+    assert!(message.contains("`wikitext`") && message.contains("webster-kjv, ptb"), "{message}");
 }
 
 #[test]
 fn digests_are_known_without_loading() {
     assert_eq!(expected_digests("ptb").unwrap().len(), 3);
-    assert_eq!(
-        expected_digests("webster-kjv")
-            .unwrap()
-            .keys()
-            .next()
-            .unwrap(),
-        "webster-kjv.test.txt"
-    );
-    assert!(matches!(
-        expected_digests("pile-uncopyrighted"),
-        Err(Error::NoPublishedDigest { .. })
-    ));
+    assert_eq!(expected_digests("webster-kjv").unwrap().keys().next().unwrap(), "webster-kjv.test.txt");
+    assert!(matches!(expected_digests("pile-uncopyrighted"), Err(Error::NoPublishedDigest { .. })));
 }
 
 #[test]
 fn word_level_wikitext_has_no_training_split() {
-    assert_eq!(
-        catalogue().get("wikitext-103-v1").unwrap().splits(),
-        [Split::Valid, Split::Test]
-    );
-    assert_eq!(
-        catalogue().get("tinyshakespeare").unwrap().splits(),
-        Split::ALL
-    );
+    assert_eq!(catalogue().get("wikitext-103-v1").unwrap().splits(), [Split::Valid, Split::Test]);
+    assert_eq!(catalogue().get("tinyshakespeare").unwrap().splits(), Split::ALL);
 }
 
 /// An entry with one change to its file.
@@ -139,68 +103,28 @@ fn mistakes_in_a_file_are_named() {
     type Change = fn(&mut Value);
     assert!(read(|_| {}).is_ok());
     // a digest without a size is enough; neither, or a size alone, is not
-    let no_size: Change = |d| {
-        drop(
-            d["distribution"][0]
-                .as_object_mut()
-                .unwrap()
-                .remove("contentSize"),
-        )
-    };
+    let no_size: Change = |d| drop(d["distribution"][0].as_object_mut().unwrap().remove("contentSize"));
     assert_eq!(read(no_size).unwrap().files[0].bytes, None);
     let cases: [(Change, &[&str]); 9] = [
         (
-            |d| {
-                drop(
-                    d["distribution"][0]
-                        .as_object_mut()
-                        .unwrap()
-                        .remove("sha256"),
-                )
-            },
+            |d| drop(d["distribution"][0].as_object_mut().unwrap().remove("sha256")),
             &["x.txt", "sha256", "size alone"],
         ),
+        (|d| d["distribution"][0]["sha256"] = json!("abc"), &["abc", "64"]),
+        (|d| d["distribution"][0]["contentSize"] = json!("3 MB"), &["contentSize", "3 MB"]),
+        (|d| d["distribution"][0]["replica:format"] = json!("csv"), &["csv", "allowed", "parquet"]),
+        (|d| d["distribution"][0]["replica:format"] = json!("parquet"), &["replica:column"]),
+        (|d| d["distribution"][0]["replica:splt"] = json!("train"), &["replica:splt", "replica:split"]),
+        (|d| d["distribution"][0]["replica:split"] = json!("dev"), &["dev", "valid"]),
         (
-            |d| d["distribution"][0]["sha256"] = json!("abc"),
-            &["abc", "64"],
-        ),
-        (
-            |d| d["distribution"][0]["contentSize"] = json!("3 MB"),
-            &["contentSize", "3 MB"],
-        ),
-        (
-            |d| d["distribution"][0]["replica:format"] = json!("csv"),
-            &["csv", "allowed", "parquet"],
-        ),
-        (
-            |d| d["distribution"][0]["replica:format"] = json!("parquet"),
-            &["replica:column"],
-        ),
-        (
-            |d| d["distribution"][0]["replica:splt"] = json!("train"),
-            &["replica:splt", "replica:split"],
-        ),
-        (
-            |d| d["distribution"][0]["replica:split"] = json!("dev"),
-            &["dev", "valid"],
-        ),
-        (
-            |d| {
-                d["distribution"][0]["replica:percent"] = json!({"train": 1, "valid": 1, "test": 1})
-            },
+            |d| d["distribution"][0]["replica:percent"] = json!({"train": 1, "valid": 1, "test": 1}),
             &["exactly one"],
         ),
-        (
-            |d| d["conformsTo"] = json!("http://mlcommons.org/croissant/1.0"),
-            &["conformsTo", "1.1"],
-        ),
+        (|d| d["conformsTo"] = json!("http://mlcommons.org/croissant/1.0"), &["conformsTo", "1.1"]),
     ];
     for (change, parts) in cases {
         let message = read(change).unwrap_err();
         assert!(message.starts_with("catalogue/x.json: "), "{message}");
-        assert!(
-            parts.iter().all(|part| message.contains(part)),
-            "{parts:?} in {message}"
-        );
+        assert!(parts.iter().all(|part| message.contains(part)), "{parts:?} in {message}");
     }
 }

@@ -17,48 +17,24 @@ fn embedded() -> (tempfile::TempDir, TextDataset) {
 
 /// The keys of the units of a split.
 fn keys(text: &str) -> Vec<&str> {
-    text.split_terminator("\n\n")
-        .map(|unit| unit.lines().next().unwrap())
-        .collect()
+    text.split_terminator("\n\n").map(|unit| unit.lines().next().unwrap()).collect()
 }
 
 #[test]
 fn embedded_text_needs_nothing_else() {
     let (folder, data) = embedded();
-    assert!(
-        data.files
-            .iter()
-            .all(|f| f.source == "embedded" && f.verified)
-    );
-    assert_eq!(
-        std::fs::read_dir(folder.path()).unwrap().count(),
-        0,
-        "loading writes nothing"
-    );
+    assert!(data.files.iter().all(|f| f.source == "embedded" && f.verified));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "loading writes nothing");
     let sources = Sources::offline(folder.path());
-    assert!(
-        status("webster-kjv", &sources)
-            .unwrap()
-            .iter()
-            .all(|s| s.verified)
-    );
-    assert!(
-        path("webster-kjv", &sources)
-            .unwrap()
-            .iter()
-            .all(|(_, path)| path.is_none())
-    );
+    assert!(status("webster-kjv", &sources).unwrap().iter().all(|s| s.verified));
+    assert!(path("webster-kjv", &sources).unwrap().iter().all(|(_, path)| path.is_none()));
 }
 
 #[test]
 fn embedded_splits_partition_all_units_by_their_keys() {
     let (_folder, data) = embedded();
     let mut seen = HashSet::new();
-    for (split, count) in [
-        (Split::Train, 78_358),
-        (Split::Valid, 4_443),
-        (Split::Test, 4_424),
-    ] {
+    for (split, count) in [(Split::Train, 78_358), (Split::Valid, 4_443), (Split::Test, 4_424)] {
         let keys = keys(data.split(split).unwrap());
         assert_eq!(keys.len(), count);
         for key in keys {
@@ -78,10 +54,7 @@ fn embedded_splits_partition_all_units_by_their_keys() {
 #[test]
 fn embedded_text_keeps_whole_verses() {
     let (_folder, data) = embedded();
-    let all: String = Split::ALL
-        .iter()
-        .map(|&split| data.split(split).unwrap())
-        .collect();
+    let all: String = Split::ALL.iter().map(|&split| data.split(split).unwrap()).collect();
     let first = "Genesis 1\nIn the beginning God created the heaven and the earth.\nAnd the earth was without form, and \
                  void; and darkness was upon the face of the deep.";
     assert!(all.contains(first));
@@ -124,26 +97,14 @@ fn buckets_never_change() {
 #[test]
 fn bpe_of_the_embedded_text_compresses_it() {
     let (_folder, data) = embedded();
-    let spec = TokenizerSpec::Bpe {
-        vocab_size: 1024,
-        train_bytes: 1 << 20,
-        special_tokens: vec![],
-    };
+    let spec = TokenizerSpec::Bpe { vocab_size: 1024, train_bytes: 1 << 20, special_tokens: vec![] };
     let tokenizer = Tokenizer::prepare(&spec, data.split(Split::Train).unwrap()).unwrap();
     let test = data.split(Split::Test).unwrap();
     let ids = tokenizer.encode(test);
     assert_eq!(tokenizer.vocab_size(), 1024);
-    assert!(
-        ids.len() * 2 < test.len(),
-        "{} tokens for {} bytes",
-        ids.len(),
-        test.len()
-    );
+    assert!(ids.len() * 2 < test.len(), "{} tokens for {} bytes", ids.len(), test.len());
     assert_eq!(tokenizer.decode(&ids), test);
-    let one_thread = rayon::ThreadPoolBuilder::new()
-        .num_threads(1)
-        .build()
-        .unwrap();
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     assert_eq!(one_thread.install(|| tokenizer.encode(test)), ids);
 }
 
@@ -157,20 +118,13 @@ fn from_folder(name: &str) -> Option<TextDataset> {
     let mut sources = Sources::offline(cache.path());
     sources.folder = Some(folder.into());
     let data = TextDataset::load(name, &sources).unwrap();
-    assert!(
-        data.files
-            .iter()
-            .all(|f| f.source == "REPLICA_DATA" && f.verified)
-    );
+    assert!(data.files.iter().all(|f| f.source == "REPLICA_DATA" && f.verified));
     Some(data)
 }
 
 /// Words and one end a line, and lines.
 fn counts(text: &str) -> (usize, usize) {
-    (
-        text.split_whitespace().count() + text.lines().count(),
-        text.lines().count(),
-    )
+    (text.split_whitespace().count() + text.lines().count(), text.lines().count())
 }
 
 #[test]
@@ -181,11 +135,7 @@ fn penn_treebank_has_its_published_counts() {
     assert_eq!(counts(data.split(Split::Train).unwrap()), (929_589, 42_068));
     assert_eq!(counts(data.split(Split::Valid).unwrap()), (73_760, 3_370));
     assert_eq!(counts(data.split(Split::Test).unwrap()), (82_430, 3_761));
-    let types: HashSet<_> = data
-        .split(Split::Train)
-        .unwrap()
-        .split_whitespace()
-        .collect();
+    let types: HashSet<_> = data.split(Split::Train).unwrap().split_whitespace().collect();
     assert_eq!(types.len() + 1, 10_000, "with the end of a sentence");
 }
 
@@ -197,10 +147,7 @@ fn wikitext_has_its_published_counts_and_no_training_split() {
     assert_eq!(counts(data.split(Split::Valid).unwrap()), (217_646, 3_760));
     assert_eq!(counts(data.split(Split::Test).unwrap()), (245_569, 4_358));
     let message = data.split(Split::Train).unwrap_err().to_string();
-    assert!(
-        message.contains("no train split") && message.contains("valid, test"),
-        "{message}"
-    );
+    assert!(message.contains("no train split") && message.contains("valid, test"), "{message}");
 }
 
 #[test]

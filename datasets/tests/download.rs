@@ -12,21 +12,16 @@ use std::time::Duration;
 
 use replica_core::Digest;
 use replica_datasets::{
-    DataFile, DownloadProblem, Entry, Error, Refusal, Sources, Split, TextDataset, fetch_entry,
-    status_entry,
+    DataFile, DownloadProblem, Entry, Error, Refusal, Sources, Split, TextDataset, fetch_entry, status_entry,
 };
 use server::{Answer, Request, Server, cut, file, hub_headers};
 use tempfile::TempDir;
 
 const REVISION: &str = "cccccccccccccccccccccccccccccccccccccccc";
-const PATH: &str =
-    "/datasets/someone/some-set/resolve/cccccccccccccccccccccccccccccccccccccccc/data/a.txt";
+const PATH: &str = "/datasets/someone/some-set/resolve/cccccccccccccccccccccccccccccccccccccccc/data/a.txt";
 
 fn body() -> Vec<u8> {
-    (0..5000)
-        .map(|i| format!("line {i}\n"))
-        .collect::<String>()
-        .into_bytes()
+    (0..5000).map(|i| format!("line {i}\n")).collect::<String>().into_bytes()
 }
 
 /// A data set of one file on the hub.
@@ -52,7 +47,8 @@ fn entry(url: &str, digest: Option<&Digest>, bytes: Option<usize>, hub: bool) ->
         file["contentSize"] = format!("{bytes} B").into();
     }
     if hub {
-        file["replica:hub"] = serde_json::json!({"repo": "someone/some-set", "revision": REVISION, "path": "data/a.txt"});
+        file["replica:hub"] =
+            serde_json::json!({"repo": "someone/some-set", "revision": REVISION, "path": "data/a.txt"});
     }
     let dataset = serde_json::json!({
         "conformsTo": "http://mlcommons.org/croissant/1.1", "name": "some-set", "alternateName": "Some set",
@@ -97,9 +93,7 @@ impl Place {
 
     fn listing(&self, folder: &str) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.sources.cache.join(folder));
-        entries
-            .map(|entries| entries.map(|e| e.unwrap().path()).collect())
-            .unwrap_or_default()
+        entries.map(|entries| entries.map(|e| e.unwrap().path()).collect()).unwrap_or_default()
     }
 }
 
@@ -110,36 +104,15 @@ fn file_of_the_hub_arrives_once_and_is_cached() {
     let server = Server::start(move |request| file(request, &self::body()));
     let place = place(&server);
     let entry = hub_entry(Some(&digest), None);
-    assert_eq!(
-        status_entry(&entry, &place.sources).unwrap()[0].source,
-        None
-    );
+    assert_eq!(status_entry(&entry, &place.sources).unwrap()[0].source, None);
 
     let mut reports = Vec::new();
-    let files = fetch_entry(&entry, &place.sources, &mut |progress| {
-        reports.push(progress)
-    })
-    .unwrap();
-    assert_eq!(
-        (
-            files[0].source.as_str(),
-            &files[0].sha256,
-            files[0].verified
-        ),
-        ("hub", &digest, true)
-    );
+    let files = fetch_entry(&entry, &place.sources, &mut |progress| reports.push(progress)).unwrap();
+    assert_eq!((files[0].source.as_str(), &files[0].sha256, files[0].verified), ("hub", &digest, true));
     let last = reports.last().unwrap();
-    assert_eq!(
-        (last.bytes, last.total),
-        (body.len() as u64, Some(body.len() as u64))
-    );
+    assert_eq!((last.bytes, last.total), (body.len() as u64, Some(body.len() as u64)));
     assert!(server.requests().iter().all(|r| r.path == PATH));
-    assert!(
-        server
-            .requests()
-            .iter()
-            .all(|r| r.authorization.as_deref() == Some("Bearer hf_secret"))
-    );
+    assert!(server.requests().iter().all(|r| r.authorization.as_deref() == Some("Bearer hf_secret")));
 
     let asked = server.requests().len();
     let data = TextDataset::load_entry(&entry, &Split::ALL, &place.sources).unwrap();
@@ -159,9 +132,7 @@ fn broken_download_resumes_within_a_run() {
     });
     let mut place = place(&server);
     place.sources.retries = 1;
-    let files = place
-        .fetch(&hub_entry(Some(&Digest::of(&body)), Some(body.len())))
-        .unwrap();
+    let files = place.fetch(&hub_entry(Some(&Digest::of(&body)), Some(body.len()))).unwrap();
     assert_eq!(files[0].bytes, body.len() as u64);
     assert_eq!(server.gets(), [None, Some(1000), Some(2000)]);
 }
@@ -193,10 +164,7 @@ fn server_that_ignores_ranges_makes_it_start_over() {
     let body = body();
     let count = AtomicUsize::new(0);
     let server = Server::start(move |request| {
-        let whole = Request {
-            from: None,
-            ..request.clone()
-        };
+        let whole = Request { from: None, ..request.clone() };
         match request.method.as_str() {
             "GET" if count.fetch_add(1, Ordering::SeqCst) == 0 => cut(&whole, &self::body(), 1000),
             _ => file(&whole, &self::body()),
@@ -204,40 +172,28 @@ fn server_that_ignores_ranges_makes_it_start_over() {
     });
     let mut place = place(&server);
     place.sources.retries = 1;
-    place
-        .fetch(&hub_entry(Some(&Digest::of(&body)), Some(body.len())))
-        .unwrap();
+    place.fetch(&hub_entry(Some(&Digest::of(&body)), Some(body.len()))).unwrap();
     assert_eq!(server.gets(), [None, Some(1000), None]);
 }
 
 #[test]
 fn missing_file_says_so_and_is_not_asked_for_again() {
-    let server = Server::start(|_| {
-        Answer::Reply(404, vec![("X-Error-Code", "EntryNotFound".into())], vec![])
-    });
+    let server =
+        Server::start(|_| Answer::Reply(404, vec![("X-Error-Code", "EntryNotFound".into())], vec![]));
     let mut place = place(&server);
     place.sources.retries = 5;
     let entry = hub_entry(Some(&Digest::of(b"")), None);
     assert!(matches!(place.problem(&entry), DownloadProblem::NotFound));
     assert_eq!(server.requests().len(), 1);
     let message = place.fetch(&entry).unwrap_err().to_string();
-    assert!(
-        message.contains("404") && message.contains(PATH),
-        "{message}"
-    );
+    assert!(message.contains("404") && message.contains(PATH), "{message}");
 }
 
 #[test]
 fn refused_access_asks_for_a_token() {
     let server = Server::start(|_| Answer::Reply(401, vec![], vec![]));
-    let message = place(&server)
-        .fetch(&hub_entry(Some(&Digest::of(b"")), None))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("401") && message.contains("HF_TOKEN"),
-        "{message}"
-    );
+    let message = place(&server).fetch(&hub_entry(Some(&Digest::of(b"")), None)).unwrap_err().to_string();
+    assert!(message.contains("401") && message.contains("HF_TOKEN"), "{message}");
 }
 
 #[test]
@@ -250,11 +206,7 @@ fn passing_trouble_of_the_server_is_waited_out() {
     });
     let mut place = place(&server);
     place.sources.retries = 1;
-    assert!(
-        place
-            .fetch(&hub_entry(Some(&Digest::of(&body)), None))
-            .is_ok()
-    );
+    assert!(place.fetch(&hub_entry(Some(&Digest::of(&body)), None)).is_ok());
 }
 
 #[test]
@@ -263,13 +215,8 @@ fn wrong_content_is_kept_aside_and_never_cached() {
     let place = place(&server);
     let entry = hub_entry(Some(&Digest::of(b"expected text!")), Some(14));
     let error = place.fetch(&entry).unwrap_err();
-    let Error::Refused { refusal, kept, .. } = &error else {
-        panic!("{error}")
-    };
-    assert!(
-        matches!(**refusal, Refusal::Corrupted { bytes: 14, .. }),
-        "{refusal}"
-    );
+    let Error::Refused { refusal, kept, .. } = &error else { panic!("{error}") };
+    assert!(matches!(**refusal, Refusal::Corrupted { bytes: 14, .. }), "{refusal}");
     let quarantined = place.listing("quarantine");
     assert_eq!(fs::read(&quarantined[0]).unwrap(), b"something else");
     assert!(kept.contains(quarantined[0].to_str().unwrap()), "{kept}");
@@ -283,10 +230,7 @@ fn body_that_always_ends_early_is_reported_as_cut_short() {
     let mut place = place(&server);
     place.sources.retries = 2;
     let problem = place.problem(&hub_entry(Some(&Digest::of(&body)), Some(body.len())));
-    assert!(
-        matches!(problem, DownloadProblem::CutShort { bytes: 0, .. }),
-        "{problem}"
-    );
+    assert!(matches!(problem, DownloadProblem::CutShort { bytes: 0, .. }), "{problem}");
     assert_eq!(server.gets().len(), 3);
 }
 
@@ -301,10 +245,8 @@ fn silent_server_is_given_up() {
         _ => Answer::Silence,
     });
     for server in [&silent, &mute] {
-        for entry in [
-            hub_entry(Some(&digest), None),
-            url_entry(&format!("{}/a.txt", server.url()), &digest),
-        ] {
+        for entry in [hub_entry(Some(&digest), None), url_entry(&format!("{}/a.txt", server.url()), &digest)]
+        {
             let mut place = place(server);
             place.sources.timeout = Duration::from_millis(50);
             let problem = place.problem(&entry);
@@ -319,10 +261,7 @@ fn no_server_is_a_failed_connection() {
     let place = place(&server);
     drop(server);
     let problem = place.problem(&hub_entry(Some(&Digest::of(b"")), None));
-    assert!(
-        matches!(problem, DownloadProblem::Connection(_)),
-        "{problem}"
-    );
+    assert!(matches!(problem, DownloadProblem::Connection(_)), "{problem}");
 }
 
 #[test]
@@ -337,20 +276,10 @@ fn redirects_are_followed() {
             Answer::Reply(302, headers, vec![])
         }
     });
-    for entry in [
-        hub_entry(Some(&digest), None),
-        url_entry(&format!("{}/a.txt", server.url()), &digest),
-    ] {
+    for entry in [hub_entry(Some(&digest), None), url_entry(&format!("{}/a.txt", server.url()), &digest)] {
         assert_eq!(place(&server).fetch(&entry).unwrap()[0].sha256, digest);
     }
-    assert!(
-        server
-            .requests()
-            .iter()
-            .filter(|r| r.path == "/cdn/blob" && r.method == "GET")
-            .count()
-            == 2
-    );
+    assert!(server.requests().iter().filter(|r| r.path == "/cdn/blob" && r.method == "GET").count() == 2);
 }
 
 #[test]
@@ -363,9 +292,7 @@ fn file_at_an_address_resumes_too() {
     });
     let mut place = place(&server);
     place.sources.retries = 1;
-    let files = place
-        .fetch(&url_entry(&format!("{}/a.txt", server.url()), &digest))
-        .unwrap();
+    let files = place.fetch(&url_entry(&format!("{}/a.txt", server.url()), &digest)).unwrap();
     assert_eq!((files[0].source.as_str(), files[0].verified), ("url", true));
     assert_eq!(server.gets(), [None, Some(777)]);
     assert!(
@@ -379,14 +306,8 @@ fn offline_means_no_request() {
     let server = Server::start(|request| file(request, &body()));
     let mut place = place(&server);
     place.sources.offline = true;
-    let message = place
-        .fetch(&hub_entry(Some(&Digest::of(&body())), None))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("hub cache") && message.contains("replica data fetch some-set"),
-        "{message}"
-    );
+    let message = place.fetch(&hub_entry(Some(&Digest::of(&body())), None)).unwrap_err().to_string();
+    assert!(message.contains("hub cache") && message.contains("replica data fetch some-set"), "{message}");
     assert!(server.requests().is_empty());
 }
 
@@ -403,10 +324,7 @@ fn cache_of_the_hub_is_used_but_not_trusted() {
     assert_eq!(place.fetch(&entry).unwrap()[0].source, "hub cache");
 
     fs::write(&path, "tampered").unwrap();
-    assert!(matches!(
-        place.fetch(&entry).unwrap_err(),
-        Error::Refused { .. }
-    ));
+    assert!(matches!(place.fetch(&entry).unwrap_err(), Error::Refused { .. }));
     assert!(path.exists(), "other programs' files stay where they are");
 }
 
@@ -422,17 +340,11 @@ fn without_a_published_digest_the_first_download_is_held_to() {
     });
     let place = place(&server);
     let entry = hub_entry(None, None);
-    assert!(matches!(
-        entry.expected_digests().unwrap_err(),
-        Error::NoPublishedDigest { .. }
-    ));
+    assert!(matches!(entry.expected_digests().unwrap_err(), Error::NoPublishedDigest { .. }));
     let first = place.fetch(&entry).unwrap();
     assert!(!first[0].verified, "nobody published what it should be");
     let again = place.fetch(&entry).unwrap();
-    assert_eq!(
-        (again[0].source.as_str(), &again[0].sha256),
-        ("cache", &first[0].sha256)
-    );
+    assert_eq!((again[0].source.as_str(), &again[0].sha256), ("cache", &first[0].sha256));
 
     fs::remove_dir_all(place.sources.cache.join("files")).unwrap();
     let error = place.fetch(&entry).unwrap_err();
@@ -457,26 +369,15 @@ fn processes_share_a_cache() {
     for mut child in children {
         assert!(child.wait().unwrap().success());
     }
-    assert_eq!(
-        server.gets().len(),
-        1,
-        "one process downloads, the others wait for it"
-    );
+    assert_eq!(server.gets().len(), 1, "one process downloads, the others wait for it");
 }
 
 #[test]
 #[ignore = "run by processes_share_a_cache"]
 fn one_of_several_processes() {
     let variable = |name| std::env::var(name).expect("set by processes_share_a_cache");
-    let sources = sources(
-        Path::new(&variable("TEST_CACHE")),
-        &variable("TEST_ENDPOINT"),
-    );
-    let data = TextDataset::load_entry(
-        &hub_entry(Some(&Digest::of(&body())), None),
-        &Split::ALL,
-        &sources,
-    )
-    .unwrap();
+    let sources = sources(Path::new(&variable("TEST_CACHE")), &variable("TEST_ENDPOINT"));
+    let data =
+        TextDataset::load_entry(&hub_entry(Some(&Digest::of(&body())), None), &Split::ALL, &sources).unwrap();
     assert_eq!(data.split(Split::Test).unwrap().as_bytes(), body());
 }

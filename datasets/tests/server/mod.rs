@@ -52,12 +52,7 @@ impl Server {
                 });
             }
         });
-        Self {
-            address,
-            log,
-            stopping,
-            thread: Some(thread),
-        }
+        Self { address, log, stopping, thread: Some(thread) }
     }
 
     pub fn url(&self) -> String {
@@ -70,11 +65,7 @@ impl Server {
 
     /// The first bytes of the ranges of all GET requests; none for a request of the whole.
     pub fn gets(&self) -> Vec<Option<usize>> {
-        self.requests()
-            .iter()
-            .filter(|r| r.method == "GET")
-            .map(|r| r.from)
-            .collect()
+        self.requests().iter().filter(|r| r.method == "GET").map(|r| r.from).collect()
     }
 }
 
@@ -107,9 +98,7 @@ fn serve(
         };
         match name.to_ascii_lowercase().as_str() {
             "range" => {
-                request.from = value
-                    .strip_prefix("bytes=")
-                    .and_then(|v| v.split('-').next()?.parse().ok())
+                request.from = value.strip_prefix("bytes=").and_then(|v| v.split('-').next()?.parse().ok())
             }
             "authorization" => request.authorization = Some(value.to_owned()),
             _ => {}
@@ -124,11 +113,7 @@ fn serve(
             return Ok(());
         }
     };
-    write!(
-        stream,
-        "HTTP/1.1 {status} As Asked\r\nConnection: close\r\nContent-Length: {}\r\n",
-        body.len()
-    )?;
+    write!(stream, "HTTP/1.1 {status} As Asked\r\nConnection: close\r\nContent-Length: {}\r\n", body.len())?;
     for (name, value) in headers {
         write!(stream, "{name}: {value}\r\n")?;
     }
@@ -141,10 +126,7 @@ fn serve(
 
 /// The headers the hub sends with a file.
 pub fn hub_headers() -> Vec<(&'static str, String)> {
-    vec![
-        ("ETag", "\"0123abcd\"".to_owned()),
-        ("X-Repo-Commit", "c".repeat(40)),
-    ]
+    vec![("ETag", "\"0123abcd\"".to_owned()), ("X-Repo-Commit", "c".repeat(40))]
 }
 
 /// The whole body or the part that was asked for.
@@ -153,10 +135,7 @@ pub fn file(request: &Request, body: &[u8]) -> Answer {
     match request.from {
         None => Answer::Reply(200, headers, body.to_vec()),
         Some(from) => {
-            headers.push((
-                "Content-Range",
-                format!("bytes {from}-{}/{}", body.len() - 1, body.len()),
-            ));
+            headers.push(("Content-Range", format!("bytes {from}-{}/{}", body.len() - 1, body.len())));
             Answer::Reply(206, headers, body[from..].to_vec())
         }
     }

@@ -67,8 +67,11 @@ fn figure(
     let metric = names::metric(Some(experiment), name);
     let (label, y_label) = (metric.label.clone(), names::with_unit(&metric));
     let band = if most_seeds > 1 { "; bands span the smallest and largest seed" } else { "" };
-    let above =
-        if clipped && !y.is_log() { " The axis leaves out the first steps, which lie above it." } else { "" };
+    let above = if clipped && !y.is_log() {
+        " The lines enter from above: the axis leaves out the beginning (see the data below)."
+    } else {
+        ""
+    };
     let caption = captions.figure(&format!(
         "{}: {label} during training, mean of {}{band}.{above}",
         experiment.title,
@@ -114,12 +117,14 @@ fn band(curves: &[&Curve]) -> Vec<BandPoint> {
     thinned(&points.collect::<Vec<_>>(), MOST_POINTS)
 }
 
-/// At most `most` points, evenly spaced, first and last among them.
+/// At most `most` points: every second, third, ... one, and always the last.
 fn thinned(points: &[BandPoint], most: usize) -> Vec<BandPoint> {
-    if points.len() <= most {
-        return points.to_vec();
+    let stride = points.len().saturating_sub(1).div_ceil(most - 1).max(1);
+    let mut kept: Vec<BandPoint> = points.iter().copied().step_by(stride).collect();
+    if points.len() % stride != 1 && stride > 1 {
+        kept.extend(points.last());
     }
-    (0..most).map(|i| points[i * (points.len() - 1) / (most - 1)]).collect()
+    kept
 }
 
 fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
@@ -129,15 +134,15 @@ fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// Range of what comes after the first tenth of every line.
+/// Range of what comes after the first three tenths of every line.
 fn late_range(series: &[Series]) -> Option<(f64, f64)> {
     range(series.iter().flat_map(|s| {
-        let skipped = s.points.len() / 10;
+        let skipped = s.points.len() * 3 / 10;
         s.points[skipped..].iter().flat_map(|p| [p.low, p.high])
     }))
 }
 
-/// Whether the first tenth would leave the rest less than half of the plot.
+/// Whether the beginning would leave the rest, where methods part, less than half of the plot.
 fn clips(series: &[Series]) -> bool {
     let all = range(series.iter().flat_map(|s| s.points.iter().flat_map(|p| [p.low, p.high])));
     match (all, late_range(series)) {
@@ -209,6 +214,15 @@ mod tests {
     #[test]
     fn thinning_keeps_the_ends() {
         let points = band(&[&curve(&(0..1000).map(f64::from).collect::<Vec<_>>())]);
-        assert_eq!((points.len(), points[0].x, points[MOST_POINTS - 1].x), (MOST_POINTS, 0.0, 999.0));
+        assert!(points.len() <= MOST_POINTS && points.len() > MOST_POINTS / 2);
+        assert_eq!((points[0].x, points[points.len() - 1].x), (0.0, 999.0));
+        for n in 1..200 {
+            let points = band(&[&curve(&vec![1.0; n])]);
+            for most in [2, 7, 25] {
+                let kept = thinned(&points, most);
+                assert!(kept.len() <= most && kept.last() == points.last());
+                assert!(kept.windows(2).all(|pair| pair[0].x < pair[1].x));
+            }
+        }
     }
 }

@@ -59,7 +59,7 @@ pub(crate) fn in_words(evidence: &Evidence, result: &ComparisonResult) -> String
     let metric = names::metric(evidence.plan.experiment(&c.experiment), &c.metric);
     let (treatment, control) = labels(evidence, c);
     if !is_measured(result) {
-        return format!("{treatment} against {control}: {} not measured yet", metric.label);
+        return format!("{} of {treatment} and {control} not measured yet", metric.label);
     }
     format!("{} {} for {treatment} than for {control}", metric.label, difference(evidence, result))
 }
@@ -107,7 +107,7 @@ pub(crate) fn requirement(evidence: &Evidence, c: &Comparison) -> String {
 }
 
 /// The comparison a one-line summary should speak about: one that decides the claim's outcome, else the first.
-pub(crate) fn leading<'a>(results: &'a [ComparisonResult], outcome: Outcome) -> Option<&'a ComparisonResult> {
+pub(crate) fn leading(results: &[ComparisonResult], outcome: Outcome) -> Option<&ComparisonResult> {
     let measured = || results.iter().filter(|r| is_measured(r));
     measured().find(|r| r.outcome == outcome).or_else(|| measured().next())
 }

@@ -122,7 +122,7 @@ fn paper_line(sheets: &[Sheet], captions: &mut Captions) -> PaperLine {
         id: captions.anchors.fresh("paper", &paper.id),
         short_title: paper.short_title.clone(),
         title: paper.title.clone(),
-        cite: format!("{first_author}{others}, {} {}", paper.venue, paper.year),
+        cite: format!("{first_author}{others}, {}, {}", paper.venue, paper.year),
         file: sheets[0].file.clone(),
         sheets: sheets.iter().map(sheet_line).collect(),
         claims: paper.claims.iter().map(|c| claim_line(sheets, c)).collect(),
@@ -143,7 +143,11 @@ fn sheet_line(sheet: &Sheet) -> SheetLine {
     SheetLine {
         setting: sheet.setting(),
         file: sheet.file.clone(),
-        trials: format!("{done} of {}", number::counted(trials.len(), "trial")),
+        trials: if trials.is_empty() {
+            "no trial planned".to_owned()
+        } else {
+            format!("{done} of {}", number::counted(trials.len(), "trial"))
+        },
     }
 }
 

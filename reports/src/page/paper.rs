@@ -166,7 +166,7 @@ fn in_words(sheet: &Sheet, outcomes: &[Outcome]) -> String {
     if outcomes.is_empty() {
         return format!("No claim of this paper is listed yet ({setting}).");
     }
-    format!("Of {}, {} at {setting}.", number::counted(outcomes.len(), "claim"), Tally::in_words(outcomes))
+    format!("{} at {setting}: {}.", number::counted(outcomes.len(), "claim"), Tally::in_words(outcomes))
 }
 
 fn effort(evidence: &Evidence) -> String {

@@ -189,9 +189,12 @@ fn trials(evidence: &Evidence) -> Option<Table> {
     })
 }
 
+/// Experiment, variant and role of a trial.
+type Planned<'a> = (&'a str, &'a str, Role);
+
 /// Trials without a record, as a table.
 pub(crate) fn pending(evidence: &Evidence) -> Option<Table> {
-    let mut groups: Vec<((&str, &str, Role), Vec<u64>)> = Vec::new();
+    let mut groups: Vec<(Planned, Vec<u64>)> = Vec::new();
     for t in evidence.trials.iter().filter(|t| t.record.is_none()) {
         let key = (t.spec.experiment.as_str(), t.spec.variant.as_str(), t.spec.role);
         match groups.iter_mut().find(|(k, _)| *k == key) {
@@ -199,7 +202,7 @@ pub(crate) fn pending(evidence: &Evidence) -> Option<Table> {
             None => groups.push((key, vec![t.spec.seed])),
         }
     }
-    let row = |((experiment, variant, role), seeds): &((&str, &str, Role), Vec<u64>)| {
+    let row = |((experiment, variant, role), seeds): &(Planned, Vec<u64>)| {
         let mut distinct = seeds.clone();
         distinct.sort_unstable();
         distinct.dedup();

@@ -138,6 +138,7 @@ fn head(metric: &Metric) -> String {
     }
 }
 
+/// Mean and interval; the note says what a reader must know about the number of seeds.
 fn measured_cell(metric: &Metric, values: &[f64], planned: usize) -> Cell {
     if values.is_empty() {
         return Cell::missing("not run yet");
@@ -147,13 +148,21 @@ fn measured_cell(metric: &Metric, values: &[f64], planned: usize) -> Cell {
         return Cell::missing("not finite")
             .noted(format!("{bad} of {}", number::counted(values.len(), "seed")));
     };
-    let (plus_minus, note) = match mean.half_width {
-        None => (String::new(), "n = 1, no interval".to_owned()),
-        Some(0.0) => (String::new(), format!("n = {}, all equal", mean.n)),
-        Some(h) => (shown(metric, h), format!("n = {}", mean.n)),
-    };
-    let note = if mean.n < planned { format!("{note} of {planned}") } else { note };
-    Cell { plus_minus: Some(plus_minus), ..Cell::number(shown(metric, mean.mean)).noted(note) }
+    let plus_minus = mean.half_width.filter(|h| *h > 0.0).map(|h| shown(metric, h)).unwrap_or_default();
+    let cell = Cell { plus_minus: Some(plus_minus), ..Cell::number(shown(metric, mean.mean)) };
+    match mean.half_width {
+        _ if mean.n < planned => cell.noted(format!("n = {} of {planned}", mean.n)),
+        None => cell.noted("n = 1, no interval"),
+        Some(0.0) => cell.noted("all seeds equal"),
+        Some(_) => cell,
+    }
+}
+
+fn seeds_cell(values: &[f64], planned: usize) -> Cell {
+    match values.len() {
+        n if n < planned => Cell::number(format!("{n} of {planned}")),
+        n => Cell::number(n.to_string()),
+    }
 }
 
 /// The variant whose interval lies on the better side of all others', if one does.
@@ -169,10 +178,17 @@ fn best(metric: &Metric, means: &[Option<Mean>]) -> Option<usize> {
     (measured.len() > 1 && separate).then_some(best)
 }
 
-fn difference_cell(evidence: &Evidence, experiment: &Experiment, variant: &str, metric: &Metric) -> Cell {
-    let Some(baseline) = experiment.variants.first() else { return Cell::absent() };
+/// The paired difference to the baseline, in numbers and in a word.
+fn difference_cells(
+    evidence: &Evidence,
+    experiment: &Experiment,
+    variant: &str,
+    metric: &Metric,
+) -> [Cell; 2] {
+    let missing = |why: &str| [Cell::absent(), Cell { class: "missing", ..Cell::text(why) }];
+    let Some(baseline) = experiment.variants.first() else { return missing("no baseline") };
     if baseline.id == variant {
-        return Cell { spoken: None, ..Cell::missing("baseline") };
+        return missing("baseline");
     }
     let control = evidence.values(&experiment.id, &baseline.id, &metric.name);
     let pairs: Vec<f64> = evidence
@@ -180,20 +196,23 @@ fn difference_cell(evidence: &Evidence, experiment: &Experiment, variant: &str, 
         .into_iter()
         .filter_map(|(seed, v)| control.iter().find(|(s, _)| *s == seed).map(|(_, c)| v - c))
         .collect();
-    let Some(mean) = Mean::of(&pairs) else { return Cell::missing("no pairs yet") };
+    let Some(mean) = Mean::of(&pairs) else {
+        return missing(if pairs.is_empty() { "no pairs yet" } else { "not finite" });
+    };
     let side = match (mean.interval(), metric.better) {
-        (None, _) => "one pair, no interval",
-        (Some((low, high)), _) if low <= 0.0 && high >= 0.0 => "interval holds 0",
+        (None, _) => "one pair",
+        (Some((low, high)), _) if low <= 0.0 && high >= 0.0 => "undecided",
         (Some((low, _)), Some(Direction::Higher)) if low > 0.0 => "better",
         (Some((_, high)), Some(Direction::Lower)) if high < 0.0 => "better",
         (Some(_), Some(_)) => "worse",
         (Some(_), None) => "differs",
     };
     let half = mean.half_width.filter(|h| *h > 0.0).map(|h| number::fixed(h, metric.digits));
-    Cell {
+    let difference = Cell {
         plus_minus: Some(half.unwrap_or_default()),
-        ..Cell::number(number::signed(mean.mean, metric.digits)).noted(side)
-    }
+        ..Cell::number(number::signed(mean.mean, metric.digits))
+    };
+    [difference, Cell::text(side)]
 }
 
 fn means(evidence: &Evidence, experiment: &Experiment, metric: &Metric) -> Vec<Option<Mean>> {
@@ -207,7 +226,11 @@ fn primary_table(
     reported: &[&ReportedTable],
     captions: &mut Captions,
 ) -> Table {
-    let best = best(metric, &means(evidence, experiment, metric));
+    let means = means(evidence, experiment, metric);
+    let best = best(metric, &means);
+    // whether a value is marked; nothing where there is nothing to choose from
+    let several = means.iter().flatten().count() > 1;
+    let marked = (several && metric.better.is_some()).then_some(best.is_some());
     let paired = metric.better.is_some() && experiment.variants.len() > 1;
     let mut used: BTreeSet<(usize, usize)> = BTreeSet::new();
     let mut rows = Vec::new();
@@ -223,11 +246,16 @@ fn primary_table(
                 None => row.extend(table.columns.iter().map(|_| Cell::absent())),
             }
         }
-        let measured =
-            measured_cell(metric, &values(evidence, experiment, &variant.id, metric), experiment.seeds.len());
-        row.push(Cell { best: best == Some(i), ..measured });
+        let values = values(evidence, experiment, &variant.id, metric);
+        let planned = experiment.seeds.len();
+        let mut measured = measured_cell(metric, &values, planned);
+        if measured.plus_minus.is_some() {
+            // the number of seeds has a column of its own
+            measured.note = None;
+        }
+        row.extend([Cell { best: best == Some(i), ..measured }, seeds_cell(&values, planned)]);
         if paired {
-            row.push(difference_cell(evidence, experiment, &variant.id, metric));
+            row.extend(difference_cells(evidence, experiment, &variant.id, metric));
         }
         rows.push(row);
     }
@@ -241,10 +269,7 @@ fn primary_table(
                     row.extend(table.columns.iter().map(|_| Cell::absent()));
                 }
             }
-            row.push(Cell::missing("not part of this run"));
-            if paired {
-                row.push(Cell::absent());
-            }
+            row.push(Cell { span: if paired { 4 } else { 2 }, ..Cell::missing("not part of this run") });
             rows.push(row);
         }
     }
@@ -260,7 +285,7 @@ fn primary_table(
         name: String::new(),
         head,
         rows,
-        notes: primary_notes(metric, reported, paired),
+        notes: primary_notes(reported, paired, marked),
     }
 }
 
@@ -271,22 +296,30 @@ fn primary_head(metric: &Metric, reported: &[&ReportedTable], paired: bool) -> V
         groups.push(Cell::group("Reported", table.columns.len()).titled(&table.title));
         columns.extend(table.columns.iter().map(Cell::number_head));
     }
-    groups.push(Cell::group("Measured here", if paired { 2 } else { 1 }));
-    columns.push(Cell::number_head(head(metric)));
+    groups.push(Cell::group("Measured here", if paired { 4 } else { 2 }));
+    columns.extend([Cell::number_head(head(metric)), Cell::number_head("n")]);
     if paired {
-        columns.push(Cell::number_head("paired difference"));
+        columns.extend([Cell::number_head("paired difference"), Cell::head("in a word")]);
     }
     vec![groups, columns]
 }
 
-fn primary_notes(metric: &Metric, reported: &[&ReportedTable], paired: bool) -> Vec<Line> {
+fn primary_notes(reported: &[&ReportedTable], paired: bool, marked: Option<bool>) -> Vec<Line> {
     let mut notes =
         vec!["Mean ± half width of the 95 % t-interval over seeds; n is the number of seeds.".to_owned()];
     if paired {
-        notes[0].push_str(" The paired difference is to the first method, seed by seed.");
+        notes[0].push_str(
+            " The paired difference is to the first method, seed by seed; it is undecided where its interval holds 0.",
+        );
     }
-    if metric.better.is_some() {
-        notes.push("◂ marks the best value, only where its interval separates from all others.".to_owned());
+    match marked {
+        Some(true) => {
+            notes.push("◂ marks the best value: its interval separates from all others.".to_owned())
+        }
+        Some(false) => {
+            notes.push("No value is marked best: no interval separates from all others.".to_owned())
+        }
+        None => {}
     }
     for table in reported {
         notes.push(format!("Reported: {} — {}", table.title.trim_end_matches('.'), table.source));
@@ -375,15 +408,22 @@ fn cost_table(
         .variants
         .iter()
         .any(|v| evidence.records(&experiment.id, &v.id).iter().any(|r| r.peak_memory_bytes.is_some()));
+    let varies = |m: &&Metric| {
+        means(evidence, experiment, m).iter().flatten().any(|m| m.half_width.is_some_and(|h| h > 0.0))
+    };
+    let spread: Vec<bool> = facts.iter().map(varies).collect();
     let row = |(i, v): (usize, &replica_core::Variant)| {
         let records = evidence.records(&experiment.id, &v.id);
         let mut row = vec![Cell::row(&v.label).styled(i % STYLES)];
-        row.extend(facts.iter().map(|m| match Mean::of(&values(evidence, experiment, &v.id, m)) {
-            None => measured_cell(m, &values(evidence, experiment, &v.id, m), experiment.seeds.len()),
-            Some(mean) => match mean.half_width {
-                Some(h) if h > 0.0 => Cell::number(shown(m, mean.mean)).noted(format!("± {}", shown(m, h))),
-                _ => Cell::number(shown(m, mean.mean)),
-            },
+        row.extend(facts.iter().zip(&spread).map(|(m, spread)| {
+            let values = values(evidence, experiment, &v.id, m);
+            match Mean::of(&values) {
+                None => measured_cell(m, &values, experiment.seeds.len()),
+                Some(mean) => {
+                    let half = mean.half_width.filter(|h| *h > 0.0).map(|h| shown(m, h)).unwrap_or_default();
+                    Cell { plus_minus: spread.then_some(half), ..Cell::number(shown(m, mean.mean)) }
+                }
+            }
         }));
         let seconds: Vec<f64> = records.iter().map(|r| r.seconds).collect();
         row.push(cell_of(&seconds, number::duration));

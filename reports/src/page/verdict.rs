@@ -30,8 +30,8 @@ pub(crate) struct Judgement {
     pub badge: Badge,
     /// Why, in words.
     pub reason: Line,
-    /// The effect in one line.
-    pub effect: Option<String>,
+    /// Every effect, one line a comparison.
+    pub effects: Vec<String>,
     /// What is asked for, one line a comparison.
     pub requirements: Vec<String>,
     statistics: Option<Table>,
@@ -99,7 +99,7 @@ pub(crate) fn judgement(
         reported: (claim.reported.trim() != "?").then(|| Line::of(&claim.reported)),
         badge: outcome(evidence, claim).into(),
         reason: Line::of(&reason),
-        effect: summary(evidence, claim),
+        effects: effects(evidence, claim, comparisons),
         requirements: requirements(evidence, claim),
         statistics,
         figures,
@@ -108,6 +108,13 @@ pub(crate) fn judgement(
         guard_statistics: statistics_of_guards(evidence, guards, captions),
         guard_figures: forests(evidence, guards, "guard's effect", captions),
     }
+}
+
+fn effects(evidence: &Evidence, claim: &Claim, comparisons: &[ComparisonResult]) -> Vec<String> {
+    if matches!(claim.test, Test::Exact { .. }) {
+        return exact_summary(evidence, claim).into_iter().collect();
+    }
+    comparisons.iter().map(|r| effect::in_words(evidence, r)).collect()
 }
 
 fn no_verdict(claim: &Claim) -> String {
@@ -171,8 +178,7 @@ fn statistics(
         let metric = names::metric(evidence.plan.experiment(&c.experiment), &c.metric);
         let unit = EffectUnit::of(evidence, c);
         let (treatment, control) = effect::labels(evidence, c);
-        let mut row =
-            vec![Cell::row(format!("{treatment} against {control}")).noted(names::with_unit(&metric))];
+        let mut row = vec![Cell::row(format!("{treatment} vs {control}")).noted(names::with_unit(&metric))];
         if effect::is_measured(r) {
             let finite = r.interval.0.is_finite() && r.interval.1.is_finite();
             row.extend([
@@ -253,7 +259,7 @@ fn forest(
     let rows = results.iter().map(|r| {
         let (treatment, control) = effect::labels(evidence, &r.comparison);
         Row {
-            label: format!("{treatment} against {control}"),
+            label: format!("{treatment} vs {control}"),
             value: format!("{} {}", unit.signed(r.effect), unit.interval(r.interval)),
             class: Badge::from(r.outcome).class.to_owned(),
             mean: r.effect,
@@ -299,7 +305,7 @@ fn pairs(evidence: &Evidence, results: &[ComparisonResult]) -> Vec<Table> {
         };
         Table {
             caption: None,
-            name: format!("{}: {treatment} against {control}, seed by seed", metric.label),
+            name: format!("{}: {treatment} vs {control}, seed by seed", metric.label),
             head: vec![vec![
                 Cell::number_head("seed"),
                 Cell::number_head(&treatment),

@@ -104,7 +104,7 @@ impl IntervalPlot {
         let drawn = rows.iter().enumerate().map(|(i, r)| {
             let y = top + ROW * i as f64;
             DrawnRow {
-                label: shortened(&r.label, 38),
+                label: shortened(&r.label, 42),
                 value: r.value.clone(),
                 class: r.class.clone(),
                 text_y: y + 14.0,

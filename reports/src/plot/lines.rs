@@ -106,12 +106,14 @@ struct Frame {
     name: &'static str,
     width: f64,
     height: f64,
-    right_margin: f64,
+    labels_at_ends: bool,
 }
 
-const WIDE: Frame = Frame { name: "wide", width: 720.0, height: 360.0, right_margin: 168.0 };
-const NARROW: Frame = Frame { name: "narrow", width: 380.0, height: 300.0, right_margin: 14.0 };
+const WIDE: Frame = Frame { name: "wide", width: 720.0, height: 360.0, labels_at_ends: true };
+const NARROW: Frame = Frame { name: "narrow", width: 380.0, height: 300.0, labels_at_ends: false };
 const LABEL_DISTANCE: f64 = 17.0;
+/// Characters of a label at a line's end.
+const MOST_LABEL: usize = 28;
 
 impl LinePlot {
     /// Computes the drawings.
@@ -125,8 +127,11 @@ impl LinePlot {
     }
 
     fn draw_in(&self, frame: &Frame) -> LineDrawing {
+        let longest = self.series.iter().map(|s| s.label.chars().count()).max().unwrap_or(0);
+        let right_margin =
+            if frame.labels_at_ends { 40.0 + 7.0 * longest.min(MOST_LABEL) as f64 } else { 14.0 };
         let widest = self.y.ticks.iter().map(|(_, l)| l.chars().count()).max().unwrap_or(0);
-        let (left, right) = (18.0 + 7.5 * widest as f64, frame.width - frame.right_margin);
+        let (left, right) = (18.0 + 7.5 * widest as f64, frame.width - right_margin);
         let (top, bottom) = (34.0, frame.height - 46.0);
         let px = |x| tenth(self.x.position(x, left, right));
         let py = |y| tenth(self.y.position(y, bottom, top));
@@ -149,7 +154,7 @@ impl LinePlot {
                 label: None,
             })
             .collect();
-        if frame.right_margin > 100.0 {
+        if frame.labels_at_ends {
             self.label_ends(&mut lines, right, top, bottom, py);
         }
         let crowded = if frame.width < 500.0 && self.x.ticks.len() > 5 { 2 } else { 1 };
@@ -191,7 +196,7 @@ impl LinePlot {
         let wanted: Vec<f64> = ends.iter().map(|e| e.1).collect();
         for ((i, end), y) in ends.iter().zip(spread(&wanted, top, bottom)) {
             lines[*i].label = Some(EndLabel {
-                text: shortened(&self.series[*i].label, 20),
+                text: shortened(&self.series[*i].label, MOST_LABEL),
                 x: right + 34.0,
                 y: tenth(y),
                 leader: format!("M{} {}L{} {}H{}", right + 3.0, end, right + 14.0, tenth(y), right + 30.0),

@@ -1,0 +1,230 @@
+//! What a trial does: train and evaluate, time steps, or count.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use candle_core::DType;
+use replica_core::record::DataUse;
+use replica_core::trial::{Device, Silent};
+use replica_core::{Measurements, Seed, TrialContext, TrialError, TrialSpec, memory};
+use replica_datasets::{Sources, Split, TextDataset, Tokenizer, TokenizerSpec};
+use replica_nn::Parameters;
+use replica_train::{Blocks, Log, Perplexity, evaluate, train};
+
+use crate::config::{Training, TrialConfig};
+use crate::model::{LanguageModel, ModelConfig};
+
+/// Runs one trial.
+///
+/// # Errors
+/// See [`TrialError`].
+pub fn run(spec: &TrialSpec, context: &TrialContext, corpora: &Corpora) -> Result<Measurements, TrialError> {
+    if let Device::Cuda(_) = context.device {
+        return Err(TrialError::Device("this build trains on the CPU only; use --device cpu".to_owned()));
+    }
+    match serde_json::from_value(spec.config.clone()).map_err(TrialError::failed)? {
+        TrialConfig::Train(training) => Run::prepare(&training, Seed(spec.seed), corpora)?.measure(context),
+        TrialConfig::Cost(training) => Run::prepare(&training, Seed(spec.seed), corpora)?.time(context),
+        TrialConfig::Account { model } => account(&model),
+    }
+}
+
+/// Counts a model without building it.
+fn account(model: &ModelConfig) -> Result<Measurements, TrialError> {
+    let shapes = model.shapes().map_err(TrialError::failed)?;
+    let parameters = shapes.count(|_| true) as f64;
+    let flops = model.forward_flops().map_err(TrialError::failed)? as f64;
+    let metrics = [
+        ("parameters", parameters),
+        ("tensors", shapes.all().len() as f64),
+        ("forward_flops", flops),
+        // weight, gradient, two moments of four bytes each
+        ("state_mb", parameters * 16.0 / 1e6),
+    ];
+    Ok(Measurements { metrics: named(metrics), ..Measurements::default() })
+}
+
+fn named<const N: usize>(metrics: [(&str, f64); N]) -> BTreeMap<String, f64> {
+    metrics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// A model, its data and its recipe, ready to train.
+struct Run<'a> {
+    training: &'a Training,
+    seed: Seed,
+    corpus: Arc<Corpus>,
+    parameters: Parameters,
+    model: LanguageModel,
+    train_blocks: Blocks,
+}
+
+impl<'a> Run<'a> {
+    fn prepare(training: &'a Training, seed: Seed, corpora: &Corpora) -> Result<Self, TrialError> {
+        let corpus = corpora.get(&training.text, &training.tokenizer)?;
+        if corpus.vocab_size > training.model.vocab_size {
+            return Err(TrialError::failed(format!(
+                "the tokenizer has {} tokens, the model {}",
+                corpus.vocab_size, training.model.vocab_size
+            )));
+        }
+        let parameters = Parameters::new(seed, DType::F32, &candle_core::Device::Cpu);
+        let model = LanguageModel::new(&training.model, parameters.builder()).map_err(TrialError::failed)?;
+        let train_blocks = Blocks::new(corpus.train.clone(), training.recipe.seq_len);
+        if train_blocks.is_empty() {
+            return Err(TrialError::failed("the training text is shorter than one sequence"));
+        }
+        Ok(Self { training, seed, corpus, parameters, model, train_blocks })
+    }
+
+    /// Nats a token on at most `eval_blocks` blocks of a token stream.
+    fn evaluate(&self, tokens: &[u32]) -> candle_core::Result<Perplexity> {
+        let recipe = &self.training.recipe;
+        let blocks = Blocks::new(tokens.to_vec(), recipe.seq_len).spread(recipe.eval_blocks);
+        evaluate(&blocks, recipe.batch_size, &candle_core::Device::Cpu, |ids, labels| {
+            self.model.loss(ids, labels, None)
+        })
+    }
+
+    fn train(&self, context: &TrialContext) -> Result<Log, TrialError> {
+        train(
+            &self.parameters,
+            &self.training.recipe,
+            &self.train_blocks,
+            self.seed,
+            context,
+            |ids, labels, dropout| self.model.loss(ids, labels, Some(dropout)),
+            || Ok(self.evaluate(&self.corpus.valid)?.mean_nll),
+        )
+    }
+
+    fn facts(&self) -> Result<[(&'static str, f64); 2], TrialError> {
+        let flops = self.training.model.forward_flops().map_err(TrialError::failed)? as f64;
+        Ok([("parameters", self.parameters.count() as f64), ("forward_flops", flops)])
+    }
+
+    /// Trains, then evaluates on the test split: the model at the end of training, as in the paper.
+    fn measure(&self, context: &TrialContext) -> Result<Measurements, TrialError> {
+        let log = self.train(context)?;
+        let test = self.evaluate(&self.corpus.test).map_err(TrialError::failed)?;
+        let last = |curve: &str| {
+            let value = log.curves.get(curve).and_then(|c| c.y.last()).copied();
+            value.ok_or_else(|| TrialError::failed(format!("no point on curve `{curve}`")))
+        };
+        let seen = (self.training.recipe.steps * self.training.recipe.batch_size as u64) as f64;
+        let mut metrics = named([
+            ("test_loss", test.mean_nll),
+            ("test_perplexity", test.perplexity()),
+            ("test_bits_per_byte", test.bits_per_byte(self.corpus.test_bytes_per_token)),
+            ("valid_loss", last("valid_loss")?),
+            ("train_loss", last("train_loss")?),
+            ("epochs", seen / self.train_blocks.len() as f64),
+        ]);
+        metrics.extend(named(self.facts()?));
+        let mut notes = vec![format!(
+            "perplexity is per token of the {} tokenizer (SHA-256 {}), {:.3} bytes a test token",
+            self.corpus.tokenizer_name, self.corpus.tokenizer_digest, self.corpus.test_bytes_per_token
+        )];
+        notes.extend(self.training.model.useless_rank());
+        Ok(Measurements {
+            metrics,
+            curves: log.curves,
+            data: self.corpus.data.clone(),
+            trace: log.trace,
+            notes,
+        })
+    }
+
+    /// Times training steps; the loss plays no role.
+    fn time(&self, context: &TrialContext) -> Result<Measurements, TrialError> {
+        memory::reset_peak();
+        let silent = TrialContext {
+            device: context.device,
+            progress: &Silent,
+            cancel: context.cancel,
+            checkpoints: None,
+        };
+        let log = self.train(&silent)?;
+        let peak = memory::peak();
+        let Some(step) = log.median_step_seconds() else {
+            return Err(TrialError::failed("cost: steps must be above 3, the first ones do not count"));
+        };
+        let recipe = &self.training.recipe;
+        let mut metrics = named([
+            ("step_ms", step * 1e3),
+            ("tokens_per_second", (recipe.batch_size * recipe.seq_len) as f64 / step),
+        ]);
+        // the test programs do not count memory
+        metrics.extend(peak.map(|bytes| ("peak_memory_mb".to_owned(), bytes as f64 / 1e6)));
+        metrics.extend(named(self.facts()?));
+        Ok(Measurements { metrics, data: self.corpus.data.clone(), ..Measurements::default() })
+    }
+}
+
+/// Tokenized texts, made once for all trials.
+pub struct Corpora {
+    sources: Arc<Sources>,
+    made: Mutex<HashMap<String, Slot>>,
+}
+
+/// Filled by whichever trial comes first; the others wait for it.
+type Slot = Arc<OnceLock<Result<Arc<Corpus>, String>>>;
+
+/// A text cut into tokens.
+struct Corpus {
+    train: Vec<u32>,
+    valid: Vec<u32>,
+    test: Vec<u32>,
+    test_bytes_per_token: f64,
+    vocab_size: usize,
+    tokenizer_name: String,
+    tokenizer_digest: String,
+    data: Vec<DataUse>,
+}
+
+impl Corpora {
+    /// None yet; texts come from `sources`.
+    pub fn new(sources: Arc<Sources>) -> Self {
+        Self { sources, made: Mutex::default() }
+    }
+
+    fn get(&self, text: &str, tokenizer: &TokenizerSpec) -> Result<Arc<Corpus>, TrialError> {
+        let key = format!("{text} {tokenizer:?}");
+        let slot = self.made.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+        let made = slot.get_or_init(|| {
+            Corpus::make(text, tokenizer, &self.sources).map(Arc::new).map_err(|e| e.to_string())
+        });
+        made.clone().map_err(|e| TrialError::Data(e.into()))
+    }
+}
+
+impl Corpus {
+    fn make(text: &str, spec: &TokenizerSpec, sources: &Sources) -> Result<Self, replica_datasets::Error> {
+        let dataset = TextDataset::load(text, sources)?;
+        let tokenizer = Tokenizer::prepare(spec, dataset.split(Split::Train)?)?;
+        let encode = |split| dataset.split(split).map(|text| tokenizer.encode(text));
+        let test = encode(Split::Test)?;
+        let data = dataset.files.iter().map(|file| DataUse {
+            name: format!("{text}/{}", file.name),
+            sha256: file.sha256.clone(),
+            bytes: file.bytes,
+            source: file.source.clone(),
+            licence: dataset.licence.clone(),
+            verified: file.verified,
+        });
+        Ok(Self {
+            data: data.collect(),
+            train: encode(Split::Train)?,
+            valid: encode(Split::Valid)?,
+            test_bytes_per_token: dataset.split(Split::Test)?.len() as f64 / test.len().max(1) as f64,
+            test,
+            vocab_size: tokenizer.vocab_size(),
+            tokenizer_name: match spec {
+                TokenizerSpec::Bytes {} => "byte".to_owned(),
+                TokenizerSpec::Bpe { vocab_size, .. } => format!("{vocab_size}-token BPE"),
+                TokenizerSpec::Gpt2 {} => "GPT-2".to_owned(),
+                TokenizerSpec::File { path } => path.display().to_string(),
+            },
+            tokenizer_digest: tokenizer.digest().short().to_owned(),
+        })
+    }
+}
