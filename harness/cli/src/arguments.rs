@@ -13,7 +13,7 @@ const ABOUT: &str = "Re-runs published machine-learning papers and says, claim b
 const EXAMPLES: &str = "\
 Examples:
   replica list                             papers, experiments and what has been run
-  replica run lpa                          everything of a paper at scale small: minutes on two cores
+  replica run lpa                          a whole paper at scale small: minutes on two cores
   replica run lpa/placement --seeds 5      one experiment with five seeds
   replica run lpa --scale gpu --device cuda:0
   replica check                            have results moved since they were reviewed?
@@ -121,9 +121,7 @@ pub(crate) struct ListOptions {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A trial that has finished is never run twice: its identity is the digest of its configuration, data, code, seed and
-backend. Checkpoints are always written; after Ctrl-C or a crash `--resume` goes on from the last one and gives the
-same bits as a run that was not interrupted. Without it an interrupted trial starts anew.
+A trial that has finished is never run twice: its identity is the digest of its configuration, data, code, seed and backend. Checkpoints are always written; after Ctrl-C or a crash --resume goes on from the last one and gives the same bits as a run that was not interrupted. Without it an interrupted trial starts anew.
 
 Examples:
   replica run lpa                          the paper at scale small
@@ -149,8 +147,7 @@ pub(crate) struct RunOptions {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Nothing is written without --write. Trained experiments need at least 3 seeds at scale small and above, and all data
-must be verified. Bands that were edited in a golden file are kept.
+Nothing is written without --write. Trained experiments need at least 3 seeds at scale small and above, and all data must be verified. Bands that were edited in a golden file are kept.
 
 Examples:
   replica bless lpa                  show what would change

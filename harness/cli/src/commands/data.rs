@@ -1,5 +1,7 @@
 //! `replica data`
 
+use std::collections::BTreeSet;
+
 use replica_datasets::{FileStatus, Sources, catalogue, fetch, path, status, verify};
 use serde_json::{Value, json};
 
@@ -56,7 +58,7 @@ fn list(session: &mut Session, name: Option<&str>, sources: &Sources) -> Result<
             streams.result(&line);
         }
         if name.is_some() {
-            for url in files.iter().flat_map(|f| &f.urls) {
+            for url in files.iter().flat_map(|f| &f.urls).collect::<BTreeSet<_>>() {
                 streams.result(&format!("  from {url}"));
             }
         }

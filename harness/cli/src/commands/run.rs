@@ -62,7 +62,8 @@ pub(crate) fn run(session: &mut Session, options: &RunOptions) -> Result<(), Fai
             break;
         }
         let mut evidence = study.evidence(session, &store, device.backend())?;
-        evidence.command = format!("cargo run --release -- {}", session.words.join(" "));
+        let features = if cfg!(feature = "cuda") { " --features cuda" } else { "" };
+        evidence.command = format!("cargo run --release{features} -- {}", session.words.join(" "));
         all.push(evidence);
     }
     if total.interrupted {
