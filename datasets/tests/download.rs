@@ -277,6 +277,17 @@ fn no_server_is_a_failed_connection() {
 }
 
 #[test]
+fn server_that_does_not_speak_tls_is_a_failed_connection() {
+    let server = Server::start(|request| file(request, &body()));
+    let mut place = place(&server);
+    place.sources.timeout = Duration::from_secs(5);
+    let url = format!("{}/a.txt", server.url().replace("http:", "https:"));
+    let problem = place.problem(&url_entry(&url, &Digest::of(&body())));
+    assert!(matches!(problem, DownloadProblem::Connection(_)), "{problem}");
+    assert!(server.gets().is_empty());
+}
+
+#[test]
 fn redirects_are_followed() {
     let digest = Digest::of(&body());
     let server = Server::start(|request| match request.path.as_str() {
