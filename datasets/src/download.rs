@@ -129,15 +129,17 @@ pub(crate) fn download(
     progress: &mut dyn FnMut(u64, Option<u64>),
 ) -> Result<(), DownloadProblem> {
     let request = Request::new(remote, sources);
+    let mut furthest = length(partial)?;
     let mut failures = 0;
     loop {
-        let before = length(partial)?;
         match attempt(&request, partial, expected, progress) {
             Ok(Outcome::Complete) => return Ok(()),
             Ok(Outcome::StartOver) => {}
             Err(problem) if !problem.may_pass() => return Err(problem),
             Err(problem) => {
-                failures = if length(partial)? > before { 1 } else { failures + 1 };
+                let reached = length(partial)?;
+                failures = if reached > furthest { 1 } else { failures + 1 };
+                furthest = furthest.max(reached);
                 if failures > sources.retries {
                     return Err(problem);
                 }
@@ -157,8 +159,6 @@ struct Request {
 
 /// An answer under way.
 struct Opened {
-    /// Where in the file its first byte belongs.
-    offset: u64,
     /// The length of the whole file.
     total: Option<u64>,
     body: ureq::BodyReader<'static>,
@@ -166,7 +166,7 @@ struct Opened {
 
 enum Outcome {
     Complete,
-    /// The server sent the whole file although only its rest was asked for; nothing is kept.
+    /// The server cannot send only the rest; nothing is kept.
     StartOver,
 }
 
@@ -184,24 +184,24 @@ fn attempt(
     if have > 0 && expected == Some(have) {
         return Ok(Outcome::Complete);
     }
-    let mut opened = request.open(have)?;
-    if opened.offset != have {
+    let Some(Opened { total, mut body }) = request.open(have)? else {
         truncate(partial)?;
-    }
+        return Ok(Outcome::StartOver);
+    };
     // What the server says it sends decides whether it arrived; whether it is right, the digest does.
-    let total = opened.total.or(expected);
+    let total = total.or(expected);
     let mut file = OpenOptions::new().create(true).append(true).open(partial)?;
-    let mut bytes = opened.offset;
+    let mut bytes = have;
     let mut chunk = vec![0; CHUNK];
     let broken = loop {
-        let read = match opened.body.read(&mut chunk) {
+        let read = match body.read(&mut chunk) {
             Ok(0) => break None,
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => break Some(DownloadProblem::from_request(error.into(), request.limit)),
         };
         bytes += read as u64;
-        if total.is_some_and(|total| bytes > total) && opened.offset > 0 {
+        if total.is_some_and(|total| bytes > total) && have > 0 {
             truncate(partial)?;
             return Ok(Outcome::StartOver);
         }
@@ -242,30 +242,26 @@ impl Request {
         Self { agent, url: remote.url(sources), token, limit }
     }
 
-    /// Asks for all but the first `have` bytes.
-    fn open(&self, have: u64) -> Result<Opened, DownloadProblem> {
-        let mut response = self.send(have)?;
-        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-            response = self.send(0)?;
+    /// Asks for all but the first `have` bytes; none if the server has or sends no such part.
+    fn open(&self, have: u64) -> Result<Option<Opened>, DownloadProblem> {
+        let response = self.send(have)?;
+        match response.status() {
+            StatusCode::RANGE_NOT_SATISFIABLE if have > 0 => return Ok(None),
+            StatusCode::PARTIAL_CONTENT => {
+                let part = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+                if !part.is_some_and(|part| part.starts_with(&format!("bytes {have}-"))) {
+                    return Err(DownloadProblem::Connection(
+                        "the server sent another part than was asked for".to_owned(),
+                    ));
+                }
+            }
+            status if !status.is_success() => return Err(DownloadProblem::from_status(status)),
+            _ if have > 0 => return Ok(None),
+            _ => {}
         }
-        if !response.status().is_success() {
-            return Err(DownloadProblem::from_status(response.status()));
-        }
-        let continues = response.status() == StatusCode::PARTIAL_CONTENT
-            && response
-                .headers()
-                .get(CONTENT_RANGE)
-                .and_then(|value| value.to_str().ok())
-                .is_some_and(|value| value.starts_with(&format!("bytes {have}-")));
-        if response.status() == StatusCode::PARTIAL_CONTENT && !continues {
-            return Err(DownloadProblem::Connection(
-                "the server sent another part than was asked for".to_owned(),
-            ));
-        }
-        let offset = if continues { have } else { 0 };
         let body = response.into_body();
-        let total = body.content_length().map(|rest| offset + rest);
-        Ok(Opened { offset, total, body: body.into_reader() })
+        let total = body.content_length().map(|rest| have + rest);
+        Ok(Some(Opened { total, body: body.into_reader() }))
     }
 
     fn send(&self, have: u64) -> Result<ureq::http::Response<ureq::Body>, DownloadProblem> {

@@ -77,12 +77,17 @@ impl Sources {
                 matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on")
             })
         };
+        // What was stored is not used where the hub's own client would not use it.
+        let stored = || match set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+            None => stored_token(&path("HF_TOKEN_PATH")?),
+            Some(_) => None,
+        };
         let cache = path("REPLICA_CACHE").unwrap_or_else(|| platform_cache(&path).join("replica"));
         Self {
             folder: path("REPLICA_DATA"),
             hub: Hub {
                 endpoint: text("HF_ENDPOINT"),
-                token: text("HF_TOKEN").or_else(|| stored_token(&path("HF_TOKEN_PATH")?)),
+                token: text("HF_TOKEN").or_else(stored),
                 cache: path("HF_HUB_CACHE")
                     .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
                     .or_else(|| path("HF_HOME").map(|home| home.join("hub"))),
@@ -144,6 +149,18 @@ mod tests {
         assert!(!sources.offline);
         assert!(from(&[("HF_HUB_OFFLINE", "1")]).offline);
         assert!(from(&[("REPLICA_OFFLINE", "true")]).offline);
+    }
+
+    #[test]
+    fn stored_token_is_read_unless_that_is_disabled() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, "stored\n").unwrap();
+        let path = path.to_str().unwrap();
+        let token = |pairs: &[(&str, &str)]| from(pairs).hub.token;
+        assert_eq!(token(&[("HF_TOKEN_PATH", path)]).as_deref(), Some("stored"));
+        assert_eq!(token(&[("HF_TOKEN_PATH", path), ("HF_TOKEN", "given")]).as_deref(), Some("given"));
+        assert_eq!(token(&[("HF_TOKEN_PATH", path), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), None);
     }
 
     #[cfg(all(unix, not(target_os = "macos")))]

@@ -228,7 +228,7 @@ fn train(vocab_size: usize, text: &str, special_tokens: &[String]) -> Result<Tok
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, false, true)));
     tokenizer.with_decoder(Some(ByteLevel::new(false, false, true)));
-    tokenizer.add_special_tokens(&added);
+    tokenizer.add_special_tokens(added).map_err(fail)?;
     let json = tokenizer.to_string(false).map_err(fail)?;
     let json: Value = serde_json::from_str(&json).map_err(|e| fail(e.into()))?;
     let merges = Merges::from_json(&json)

@@ -177,6 +177,18 @@ fn server_that_ignores_ranges_makes_it_start_over() {
 }
 
 #[test]
+fn server_that_ignores_ranges_and_always_breaks_off_is_given_up() {
+    let body = body();
+    let server =
+        Server::start(move |request| cut(&Request { from: None, ..request.clone() }, &self::body(), 1000));
+    let mut place = place(&server);
+    place.sources.retries = 1;
+    let problem = place.problem(&hub_entry(Some(&Digest::of(&body)), Some(body.len())));
+    assert!(matches!(problem, DownloadProblem::CutShort { bytes: 1000, .. }), "{problem}");
+    assert_eq!(server.gets(), [None, Some(1000), None]);
+}
+
+#[test]
 fn missing_file_says_so_and_is_not_asked_for_again() {
     let server =
         Server::start(|_| Answer::Reply(404, vec![("X-Error-Code", "EntryNotFound".into())], vec![]));
@@ -262,6 +274,17 @@ fn no_server_is_a_failed_connection() {
     drop(server);
     let problem = place.problem(&hub_entry(Some(&Digest::of(b"")), None));
     assert!(matches!(problem, DownloadProblem::Connection(_)), "{problem}");
+}
+
+#[test]
+fn server_that_does_not_speak_tls_is_a_failed_connection() {
+    let server = Server::start(|request| file(request, &body()));
+    let mut place = place(&server);
+    place.sources.timeout = Duration::from_secs(5);
+    let url = format!("{}/a.txt", server.url().replace("http:", "https:"));
+    let problem = place.problem(&url_entry(&url, &Digest::of(&body())));
+    assert!(matches!(problem, DownloadProblem::Connection(_)), "{problem}");
+    assert!(server.gets().is_empty());
 }
 
 #[test]
