@@ -9,11 +9,12 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use replica_core::plan::{Experiment, Variant};
 use replica_core::runner::Observer;
 use replica_core::trial::Role;
-use replica_core::{Record, TrialError, TrialSpec};
+use replica_core::{Plan, Record, TrialError, TrialSpec};
 
 /// Shows progress.
 pub(crate) struct Watch<'a> {
     err: Mutex<&'a mut (dyn Write + Send)>,
+    plan: &'a Plan,
     bars: Option<MultiProgress>,
     quiet: bool,
     state: Mutex<State>,
@@ -35,9 +36,14 @@ struct Running {
 }
 
 impl<'a> Watch<'a> {
-    pub(crate) fn new(err: &'a mut (dyn Write + Send), terminal: bool, quiet: bool) -> Self {
+    pub(crate) fn new(
+        err: &'a mut (dyn Write + Send),
+        plan: &'a Plan,
+        terminal: bool,
+        quiet: bool,
+    ) -> Self {
         let bars = (terminal && !quiet).then(MultiProgress::new);
-        Self { err: Mutex::new(err), bars, quiet, state: Mutex::default() }
+        Self { err: Mutex::new(err), plan, bars, quiet, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -56,6 +62,25 @@ impl<'a> Watch<'a> {
         if !self.quiet {
             self.say(line);
         }
+    }
+
+    /// What tells a trial from the others of its experiment.
+    fn name(&self, spec: &TrialSpec) -> String {
+        let tuning = self.plan.experiment(&spec.experiment).and_then(|e| e.tuning.as_ref());
+        match (spec.role, tuning.and_then(|t| Some((&t.parameter, spec.config.get(&t.parameter)?)))) {
+            (Role::Tuning, Some((key, value))) => format!("{} tuning {key} {value}", spec.path()),
+            _ => format!("{} seed {}", spec.path(), spec.seed),
+        }
+    }
+
+    /// What a trial was run for: the metric that selects, or the experiment's first one.
+    fn result(&self, record: &Record) -> Option<String> {
+        let experiment = self.plan.experiment(&record.spec.experiment)?;
+        let selects = experiment.tuning.as_ref().filter(|_| record.spec.role == Role::Tuning).map(|t| &t.metric);
+        let name = selects.or_else(|| experiment.metrics.first().map(|m| &m.name))?;
+        let metric = experiment.metrics.iter().find(|m| m.name == *name);
+        let (label, digits) = metric.map_or((name, 4), |m| (&m.label, m.digits));
+        Some(format!(", {label} {:.digits$}", record.measurements.metrics.get(name)?))
     }
 
     /// Counts a trial as done and takes its bar away.
@@ -87,10 +112,10 @@ impl Observer for Watch<'_> {
     }
 
     fn started(&self, spec: &TrialSpec) {
-        let Some(bars) = &self.bars else { return self.tell(&format!("start   {}", name(spec))) };
+        let Some(bars) = &self.bars else { return self.tell(&format!("start   {}", self.name(spec))) };
         let bar = bars.add(ProgressBar::new(0));
         bar.set_style(style("  {prefix}  {bar:24.cyan} {pos}/{len}  {msg}  {eta} left"));
-        bar.set_prefix(name(spec));
+        bar.set_prefix(self.name(spec));
         let running = Running { bar, since: Instant::now(), first: None };
         self.state().running.insert(spec.id().to_string(), running);
     }
@@ -112,9 +137,9 @@ impl Observer for Watch<'_> {
         let count = self.close(&record.spec);
         self.tell(&format!(
             "done    {} {count} {:.1} s{}",
-            name(&record.spec),
+            self.name(&record.spec),
             record.seconds,
-            primary(record)
+            self.result(record).unwrap_or_default()
         ));
     }
 
@@ -123,12 +148,12 @@ impl Observer for Watch<'_> {
     }
 
     fn waiting(&self, spec: &TrialSpec) {
-        self.tell(&format!("wait    {}: another process runs it", name(spec)));
+        self.tell(&format!("wait    {}: another process runs it", self.name(spec)));
     }
 
     fn failed(&self, spec: &TrialSpec, error: &TrialError) {
         let count = self.close(spec);
-        self.say(&format!("failed  {} {count}: {error}", name(spec)));
+        self.say(&format!("failed  {} {count}: {error}", self.name(spec)));
     }
 
     fn selected(&self, experiment: &Experiment, variant: &Variant, value: f64) {
@@ -139,21 +164,6 @@ impl Observer for Watch<'_> {
     fn warning(&self, message: &str) {
         self.say(&format!("warning: {message}"));
     }
-}
-
-fn name(spec: &TrialSpec) -> String {
-    let what = match spec.role {
-        Role::Tuning => "tuning",
-        Role::Main => "seed",
-    };
-    format!("{} {what} {}", spec.path(), spec.seed)
-}
-
-/// The first metrics of a record, for a glance.
-fn primary(record: &Record) -> String {
-    let shown =
-        record.measurements.metrics.iter().take(2).map(|(name, value)| format!(", {name} {value:.4}"));
-    shown.collect()
 }
 
 fn thousands(speed: f64) -> String {

@@ -35,7 +35,7 @@ pub(crate) fn run(session: &mut Session, options: &RunOptions) -> Result<(), Fai
     let mut total = Summary::default();
     for study in &studies {
         let terminal = session.streams.terminal;
-        let watch = Watch::new(session.streams.err(), terminal, global.quiet);
+        let watch = Watch::new(session.streams.err(), &study.plan, terminal, global.quiet);
         let runner = Runner {
             replication: study.replication,
             plan: &study.plan,
