@@ -4,7 +4,7 @@
 #   ci/nightly.sh [FOLDER]
 #
 # FOLDER (default: nightly) holds runs/, history.jsonl and one dated folder a night with the pages, the check and the log.
-# Environment: REPLICA_SCALE (small), REPLICA_DEVICE (cpu), REPLICA_KEEP (nights kept, 30), REPLICA_FEATURES (e.g. cuda).
+# Environment: REPLICA_SCALE (small), REPLICA_DEVICE (cpu), REPLICA_KEEP (nights kept, 30).
 # Exit code: the first that is not 0 of run and check, so that a night that moved a result fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,11 +16,9 @@ keep="${REPLICA_KEEP:-30}"
 night="$folder/$(date -u +%Y-%m-%dT%H%M%SZ)"
 mkdir -p "$night"
 
-features=()
-[[ -n "${REPLICA_FEATURES:-}" ]] && features=(--features "$REPLICA_FEATURES")
-cargo build --release --locked --package replica-cli "${features[@]}"
+cargo build --release --locked --package replica-cli
 replica() {
-    cargo run --quiet --release --locked --package replica-cli "${features[@]}" -- --runs "$folder/runs" --site "$night/site" "$@"
+    cargo run --quiet --release --locked --package replica-cli -- --runs "$folder/runs" --site "$night/site" "$@"
 }
 
 code=0

@@ -36,12 +36,7 @@ struct Running {
 }
 
 impl<'a> Watch<'a> {
-    pub(crate) fn new(
-        err: &'a mut (dyn Write + Send),
-        plan: &'a Plan,
-        terminal: bool,
-        quiet: bool,
-    ) -> Self {
+    pub(crate) fn new(err: &'a mut (dyn Write + Send), plan: &'a Plan, terminal: bool, quiet: bool) -> Self {
         let bars = (terminal && !quiet).then(MultiProgress::new);
         Self { err: Mutex::new(err), plan, bars, quiet, state: Mutex::default() }
     }
@@ -76,7 +71,8 @@ impl<'a> Watch<'a> {
     /// What a trial was run for: the metric that selects, or the experiment's first one.
     fn result(&self, record: &Record) -> Option<String> {
         let experiment = self.plan.experiment(&record.spec.experiment)?;
-        let selects = experiment.tuning.as_ref().filter(|_| record.spec.role == Role::Tuning).map(|t| &t.metric);
+        let selects =
+            experiment.tuning.as_ref().filter(|_| record.spec.role == Role::Tuning).map(|t| &t.metric);
         let name = selects.or_else(|| experiment.metrics.first().map(|m| &m.name))?;
         let metric = experiment.metrics.iter().find(|m| m.name == *name);
         let (label, digits) = metric.map_or((name, 4), |m| (&m.label, m.digits));

@@ -62,12 +62,9 @@ pub fn gather(
     }
     tuning_trials.append(&mut main_trials);
     let paper = replication.paper().clone();
-    let (features, device) = match backend {
-        "cpu" => ("", String::new()),
-        _ => (" --features cuda", format!(" --device {backend}")),
-    };
+    let device = if backend == "cpu" { String::new() } else { format!(" --device {backend}") };
     let mut evidence = Evidence {
-        command: format!("cargo run --release{features} -- run {} --scale {}{device}", paper.id, plan.scale),
+        command: format!("cargo run --release -- run {} --scale {}{device}", paper.id, plan.scale),
         paper,
         plan: plan.clone(),
         backend: backend.to_owned(),

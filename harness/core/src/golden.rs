@@ -274,7 +274,7 @@ impl Golden {
                     return unfit(format!("{metric} of {} is {value} for seed {seed}", variant.id));
                 }
                 let band = previous.and_then(|p| p.bands.get(metric)).copied();
-                golden.bands.insert(metric.clone(), band.unwrap_or_else(|| default_band(experiment)));
+                golden.bands.insert(metric.clone(), band.unwrap_or_else(|| default_band(experiment, metric)));
             }
             golden.variants.insert(variant.id.clone(), measured);
         }
@@ -364,8 +364,11 @@ fn is_fact(experiment: &Experiment) -> bool {
 
 /// Our choice: facts must not move; training may move by 2 %, which is what another processor's rounding does to
 /// a short run; times and memory differ between machines and are only watched for being off by half.
-fn default_band(experiment: &Experiment) -> Band {
+fn default_band(experiment: &Experiment, metric: &str) -> Band {
+    // a metric of which neither direction is better is a fact, such as a parameter count
+    let fact = experiment.metrics.iter().any(|m| m.name == metric && m.better.is_none());
     let relative = match () {
+        () if fact => 0.0,
         () if experiment.exclusive => 0.5,
         () if is_fact(experiment) => 0.0,
         () => 0.02,

@@ -171,6 +171,9 @@ pub enum TrialError {
     /// A device that is not there, or not compiled in.
     #[error("device: {0}")]
     Device(String),
+    /// Checkpoints that cannot be written or read.
+    #[error("{0}")]
+    Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Anything else.
     #[error(transparent)]
     Failed(Box<dyn std::error::Error + Send + Sync>),

@@ -25,7 +25,7 @@ pub fn slice<T: candle_core::WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T])
 /// else relies on the old values.
 ///
 /// # Errors
-/// As [`slice`].
+/// As [`slice()`].
 pub fn slice_mut<T: Real>(tensor: &Tensor, f: impl FnOnce(&mut [T])) -> Result<()> {
     tensor.inplace_op1(&InPlace { f: Cell::new(Some(f)), _type: std::marker::PhantomData::<T> })
 }

@@ -1,5 +1,7 @@
 //! Every operation's backward pass against central differences, in double precision on random shapes.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 use rand::Rng;
@@ -13,7 +15,9 @@ const TOLERANCE: f64 = 2e-7;
 /// Numbers on [-1, 1) that keep away from 0, where ReLU has no derivative.
 fn numbers(n: usize, rng: &mut impl Rng) -> Vec<f64> {
     let unit = |rng: &mut dyn Rng| (rng.next_u32() as f64 + 0.5) / 4_294_967_296.0;
-    (0..n).map(|_| (0.01 + 0.99 * unit(rng)) * if rng.next_u32() % 2 == 0 { 1.0 } else { -1.0 }).collect()
+    (0..n)
+        .map(|_| (0.01 + 0.99 * unit(rng)) * if rng.next_u32().is_multiple_of(2) { 1.0 } else { -1.0 })
+        .collect()
 }
 
 fn variable(shape: &[usize], rng: &mut impl Rng) -> Var {
@@ -68,7 +72,11 @@ fn check(shapes: &[&[usize]], seed: u64, f: impl Fn(&[Value], &[Tensor]) -> Resu
 
 fn labels(n: usize, classes: usize, rng: &mut impl Rng) -> Tensor {
     let draw = |i: usize, rng: &mut dyn Rng| {
-        if i > 0 && rng.next_u32() % 4 == 0 { IGNORE } else { i64::from(rng.next_u32()) % classes as i64 }
+        if i > 0 && rng.next_u32().is_multiple_of(4) {
+            IGNORE
+        } else {
+            i64::from(rng.next_u32()) % classes as i64
+        }
     };
     let labels: Vec<i64> = (0..n).map(|i| draw(i, rng)).collect();
     Tensor::from_vec(labels, n, &Device::Cpu).unwrap()

@@ -166,10 +166,11 @@ impl Tally {
         let largest = self.largest.entry(case.to_owned()).or_default();
         let mut worst: Option<(f64, usize)> = None;
         for (i, (g, e)) in got.iter().zip(expected).enumerate() {
-            let error = (g - e).abs();
-            *largest = largest.max(if error.is_nan() { f64::INFINITY } else { error });
+            let difference = (g - e).abs();
+            let error = if difference.is_nan() { f64::INFINITY } else { difference };
+            *largest = largest.max(error);
             let excess = error - (tolerance.absolute + tolerance.relative * e.abs());
-            if !(excess <= 0.0) && worst.is_none_or(|(w, _)| !(excess <= w)) {
+            if excess > 0.0 && worst.is_none_or(|(w, _)| excess > w) {
                 worst = Some((excess, i));
             }
         }

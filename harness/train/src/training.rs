@@ -146,7 +146,7 @@ fn save(
         .map(|(name, var)| (format!("w.{name}"), var.as_tensor().clone()))
         .collect();
     tensors.extend(optimiser.state().map_err(TrialError::failed)?);
-    checkpoint::save(folder, log.steps, &tensors, log).map_err(TrialError::failed)
+    checkpoint::save(folder, log.steps, &tensors, log).map_err(|e| TrialError::Storage(Box::new(e)))
 }
 
 fn resume(
@@ -155,7 +155,9 @@ fn resume(
     context: &TrialContext,
 ) -> Result<Option<Log>, TrialError> {
     let Some(folder) = &context.checkpoints else { return Ok(None) };
-    let Some((tensors, log)) = checkpoint::load::<Log>(folder).map_err(TrialError::failed)? else {
+    let Some((tensors, log)) =
+        checkpoint::load::<Log>(folder).map_err(|e| TrialError::Storage(Box::new(e)))?
+    else {
         return Ok(None);
     };
     let weights =

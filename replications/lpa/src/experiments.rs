@@ -204,7 +204,7 @@ impl Corpus {
         let encode = |split| dataset.split(split).map(|text| tokenizer.encode(text));
         let test = encode(Split::Test)?;
         let data = dataset.files.iter().map(|file| DataUse {
-            name: format!("{text}/{}", file.name),
+            name: file.name.clone(),
             sha256: file.sha256.clone(),
             bytes: file.bytes,
             source: file.source.clone(),

@@ -1,5 +1,7 @@
 //! The replication as a whole at scale `smoke`: against its golden, over thread counts, killed and resumed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;

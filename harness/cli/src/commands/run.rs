@@ -62,8 +62,7 @@ pub(crate) fn run(session: &mut Session, options: &RunOptions) -> Result<(), Fai
             break;
         }
         let mut evidence = study.evidence(session, &store, device.backend())?;
-        let features = if cfg!(feature = "cuda") { " --features cuda" } else { "" };
-        evidence.command = format!("cargo run --release{features} -- {}", session.words.join(" "));
+        evidence.command = format!("cargo run --release -- {}", session.words.join(" "));
         all.push(evidence);
     }
     if total.interrupted {
@@ -115,7 +114,8 @@ fn verdict_of_the_run(total: &Summary) -> Result<(), Failure> {
         return Ok(());
     }
     let message = format!("{} trials failed, {} could not start", total.failed.len(), total.blocked);
-    let environment = |e: &TrialError| matches!(e, TrialError::Data(_) | TrialError::Device(_));
+    let environment =
+        |e: &TrialError| matches!(e, TrialError::Data(_) | TrialError::Device(_) | TrialError::Storage(_));
     if total.failed.iter().any(|(_, error)| environment(error)) {
         Err(Failure::environment(message))
     } else {
