@@ -1,14 +1,16 @@
 //! A token stream cut into blocks, and the order in which they are seen.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 use replica_core::Seed;
 use replica_nn::ops::IGNORE;
 
-/// Token blocks of equal length.
+/// Token blocks of equal length. Clones share the tokens.
 #[derive(Clone, Debug)]
 pub struct Blocks {
-    tokens: Vec<u32>,
+    tokens: Arc<[u32]>,
     seq_len: usize,
 }
 
@@ -22,9 +24,8 @@ pub struct Batch {
 
 impl Blocks {
     /// Consecutive blocks of `seq_len`; a shorter rest is left out.
-    pub fn new(mut tokens: Vec<u32>, seq_len: usize) -> Self {
-        tokens.truncate(tokens.len() / seq_len * seq_len);
-        Self { tokens, seq_len }
+    pub fn new(tokens: impl Into<Arc<[u32]>>, seq_len: usize) -> Self {
+        Self { tokens: tokens.into(), seq_len }
     }
 
     /// Number of blocks.
@@ -34,7 +35,7 @@ impl Blocks {
 
     /// Whether the stream was shorter than a block.
     pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
+        self.len() == 0
     }
 
     /// Tokens a block.
@@ -48,8 +49,8 @@ impl Blocks {
             return self.clone();
         }
         let picked = (0..limit).map(|i| i * self.len() / limit);
-        let tokens = picked.flat_map(|b| self.block(b).iter().copied()).collect();
-        Self { tokens, seq_len: self.seq_len }
+        let tokens: Vec<u32> = picked.flat_map(|b| self.block(b).iter().copied()).collect();
+        Self::new(tokens, self.seq_len)
     }
 
     fn block(&self, index: usize) -> &[u32] {
@@ -113,7 +114,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_epoch_sees_every_block_once(n in 1usize..40, batch in 1usize..7, seed: u64) {
-            let blocks = Blocks::new((0..n as u32 * 3 + 2).collect(), 3);
+            let blocks = Blocks::new((0..n as u32 * 3 + 2).collect::<Vec<_>>(), 3);
             prop_assert_eq!(blocks.len(), n);
             let mut order = blocks.order(Seed(seed), batch);
             let seen: Vec<usize> = (0..(2 * n).div_ceil(batch) as u64).flat_map(&mut order).collect();
@@ -138,8 +139,8 @@ mod tests {
 
     #[test]
     fn spread_covers_the_stream() {
-        let blocks = Blocks::new((0..20).collect(), 2);
-        assert_eq!(blocks.spread(5).tokens, [0, 1, 4, 5, 8, 9, 12, 13, 16, 17]);
+        let blocks = Blocks::new((0..20).collect::<Vec<_>>(), 2);
+        assert_eq!(*blocks.spread(5).tokens, [0, 1, 4, 5, 8, 9, 12, 13, 16, 17]);
         assert_eq!(blocks.spread(0).len(), 10);
         assert_eq!(blocks.spread(99).len(), 10);
     }

@@ -323,7 +323,13 @@ impl Cost {
             metrics: vec![
                 metric("step_ms", "median step", "ms", Some(Direction::Lower), 2),
                 metric("tokens_per_second", "tokens a second", "1/s", Some(Direction::Higher), 0),
-                metric("peak_memory_mb", "peak memory", "MB", Some(Direction::Lower), 1),
+                metric(
+                    "peak_memory_mb",
+                    "peak memory of model and training",
+                    "MB",
+                    Some(Direction::Lower),
+                    1,
+                ),
                 metric("forward_flops", "forward operations a token", "", None, 0),
                 metric("parameters", "parameters", "", None, 0),
             ],

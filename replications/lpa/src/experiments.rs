@@ -24,7 +24,13 @@ pub fn run(spec: &TrialSpec, context: &TrialContext, corpora: &Corpora) -> Resul
     }
     match serde_json::from_value(spec.config.clone()).map_err(TrialError::failed)? {
         TrialConfig::Train(training) => Run::prepare(&training, Seed(spec.seed), corpora)?.measure(context),
-        TrialConfig::Cost(training) => Run::prepare(&training, Seed(spec.seed), corpora)?.time(context),
+        TrialConfig::Cost(training) => {
+            // the text is no part of what training costs
+            corpora.get(&training.text, &training.tokenizer)?;
+            let before = memory::live();
+            memory::reset_peak();
+            Run::prepare(&training, Seed(spec.seed), corpora)?.time(context, before)
+        }
         TrialConfig::Account { model } => account(&model),
     }
 }
@@ -77,9 +83,9 @@ impl<'a> Run<'a> {
     }
 
     /// Nats a token on at most `eval_blocks` blocks of a token stream.
-    fn evaluate(&self, tokens: &[u32]) -> candle_core::Result<Perplexity> {
+    fn evaluate(&self, tokens: &Arc<[u32]>) -> candle_core::Result<Perplexity> {
         let recipe = &self.training.recipe;
-        let blocks = Blocks::new(tokens.to_vec(), recipe.seq_len).spread(recipe.eval_blocks);
+        let blocks = Blocks::new(tokens.clone(), recipe.seq_len).spread(recipe.eval_blocks);
         evaluate(&blocks, recipe.batch_size, &candle_core::Device::Cpu, |ids, labels| {
             self.model.loss(ids, labels, None)
         })
@@ -134,9 +140,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Times training steps; the loss plays no role.
-    fn time(&self, context: &TrialContext) -> Result<Measurements, TrialError> {
-        memory::reset_peak();
+    /// Times training steps; the loss plays no role. `before` is the memory in use before the model was built.
+    fn time(&self, context: &TrialContext, before: Option<u64>) -> Result<Measurements, TrialError> {
         let silent = TrialContext {
             device: context.device,
             progress: &Silent,
@@ -154,7 +159,8 @@ impl<'a> Run<'a> {
             ("tokens_per_second", (recipe.batch_size * recipe.seq_len) as f64 / step),
         ]);
         // the test programs do not count memory
-        metrics.extend(peak.map(|bytes| ("peak_memory_mb".to_owned(), bytes as f64 / 1e6)));
+        let bytes = peak.zip(before).map(|(peak, before)| peak.saturating_sub(before));
+        metrics.extend(bytes.map(|bytes| ("peak_memory_mb".to_owned(), bytes as f64 / 1e6)));
         metrics.extend(named(self.facts()?));
         Ok(Measurements { metrics, data: self.corpus.data.clone(), ..Measurements::default() })
     }
@@ -171,9 +177,9 @@ type Slot = Arc<OnceLock<Result<Arc<Corpus>, String>>>;
 
 /// A text cut into tokens.
 struct Corpus {
-    train: Vec<u32>,
-    valid: Vec<u32>,
-    test: Vec<u32>,
+    train: Arc<[u32]>,
+    valid: Arc<[u32]>,
+    test: Arc<[u32]>,
     test_bytes_per_token: f64,
     vocab_size: usize,
     tokenizer_name: String,
@@ -201,7 +207,7 @@ impl Corpus {
     fn make(text: &str, spec: &TokenizerSpec, sources: &Sources) -> Result<Self, replica_datasets::Error> {
         let dataset = TextDataset::load(text, sources)?;
         let tokenizer = Tokenizer::prepare(spec, dataset.split(Split::Train)?)?;
-        let encode = |split| dataset.split(split).map(|text| tokenizer.encode(text));
+        let encode = |split| dataset.split(split).map(|text| Arc::<[u32]>::from(tokenizer.encode(text)));
         let test = encode(Split::Test)?;
         let data = dataset.files.iter().map(|file| DataUse {
             name: file.name.clone(),
