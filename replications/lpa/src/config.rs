@@ -256,7 +256,7 @@ impl Study {
                 metric("test_perplexity", "test perplexity", "", Some(Direction::Lower), 3),
                 metric("test_bits_per_byte", "test bits per byte", "", Some(Direction::Lower), 4),
                 metric("valid_loss", "validation loss", "nats", Some(Direction::Lower), 4),
-                metric("train_loss", "training loss at the end", "nats", Some(Direction::Lower), 4),
+                metric("train_loss", "training loss", "nats", Some(Direction::Lower), 4),
                 metric("parameters", "parameters", "", None, 0),
                 metric("forward_flops", "forward operations a token", "", None, 0),
                 metric("epochs", "epochs", "", None, 2),

@@ -33,6 +33,8 @@ pub(crate) struct Results {
     pub progress: Option<String>,
     /// Whether it runs only when asked for.
     pub on_request: bool,
+    /// Paper, experiment and scale, as the command line names them.
+    pub path: String,
     /// Primary metric, reported and measured.
     pub primary: Option<Table>,
     /// Primary metric by seed.
@@ -67,6 +69,9 @@ pub(crate) fn results(
 ) -> Results {
     let (done, planned) = progress(evidence, experiment);
     let reported = reported(evidence, experiment);
+    let tried = evidence.trials.iter().any(|t| t.spec.experiment == experiment.id && t.record.is_some());
+    // tables of nothing would hide what there is
+    let has_tables = tried || !reported.is_empty();
     let judged: Vec<&Metric> = experiment.metrics.iter().filter(|m| m.better.is_some()).collect();
     let primary = experiment.metrics.first().filter(|m| m.better.is_some() || !reported.is_empty());
     let rest: Vec<&Metric> =
@@ -82,13 +87,16 @@ pub(crate) fn results(
         not_run: done == 0,
         progress: (done > 0 && done < planned).then(|| format!("{done} of {planned} trials have run.")),
         on_request: experiment.on_request,
-        primary: primary.map(|m| primary_table(evidence, experiment, m, &reported, captions)),
+        path: format!("{}/{} --scale {}", evidence.paper.id, experiment.id, evidence.plan.scale),
+        primary: primary
+            .filter(|_| has_tables)
+            .map(|m| primary_table(evidence, experiment, m, &reported, captions)),
         seeds: primary.and_then(|m| seed_figure(evidence, experiment, m, captions)),
         secondary: (!rest.is_empty() && done > 0)
             .then(|| secondary_table(evidence, experiment, &rest, captions)),
         cost: (done > 0).then(|| cost_table(evidence, experiment, &facts, captions)),
         curves: curves::figures(evidence, experiment, captions),
-        tuning: tuning::results(evidence, experiment, captions),
+        tuning: tried.then(|| tuning::results(evidence, experiment, captions)).flatten(),
         configuration: configuration::table(evidence, experiment),
         notes: notes(evidence, experiment),
     }
