@@ -32,6 +32,9 @@ pub(crate) fn compare(
                 let detail: Vec<String> = changes.iter().map(ToString::to_string).collect();
                 (if failed { GoldenState::Differs } else { GoldenState::Agrees }, detail.join("; "))
             }
+            None if experiment.exclusive => {
+                (GoldenState::Absent, "times and memory are shown, not compared".to_owned())
+            }
             None if has_run => (GoldenState::Absent, "propose one with `replica bless`".to_owned()),
             None => (GoldenState::Absent, "has not been run".to_owned()),
         };

@@ -23,6 +23,10 @@ pub(crate) fn bless(session: &mut Session, options: &BlessOptions) -> Result<(),
         let backend = options.plan.setting.device.backend();
         let evidence = study.evidence(session, &store, backend)?;
         for experiment in &study.plan.experiments {
+            // a busy machine moves times by half: nothing to review
+            if experiment.exclusive {
+                continue;
+            }
             let asked = experiment.variants.iter().any(|v| selection.includes(experiment, v));
             if !asked {
                 continue;
