@@ -2,8 +2,10 @@
 
 use candle_core::WithDType;
 
+use crate::ops::PanelKernel;
+
 /// `f32`, which trains, or `f64`, which checks gradients by differences.
-pub trait Real: WithDType {
+pub trait Real: WithDType + PanelKernel {
     /// e^x; within 2 ulp, vectorisable for `f32`.
     fn exp(self) -> Self;
     /// Error function; within 5e-7, vectorisable for `f32`.
@@ -32,7 +34,11 @@ impl Real for f32 {
     fn exp(self) -> f32 {
         let x = if self > 88.3 { 88.3 } else { self };
         let x = if x < -87.3 { -87.3 } else { x };
-        let n = (x * std::f32::consts::LOG2_E + 0.5).floor();
+        // adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits: a conversion with its checks
+        // would not vectorise
+        const ROUND: f32 = 12_582_912.0;
+        let shifted = f32::mul_add(x, std::f32::consts::LOG2_E, ROUND);
+        let n = shifted - ROUND;
         let r = f32::mul_add(n, -0.693_359_4, x);
         let r = f32::mul_add(n, 2.121_944_4e-4, r);
         let p = 1.987_569_2e-4f32;
@@ -42,7 +48,7 @@ impl Real for f32 {
         let p = f32::mul_add(p, r, 1.666_666_5e-1);
         let p = f32::mul_add(p, r, 5e-1);
         let y = f32::mul_add(p * r, r, r) + 1.0;
-        y * f32::from_bits((((n as i32) + 127) << 23) as u32)
+        y * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
     }
 
     /// x times a ratio of polynomials in x^2 on [-4, 4], where erf reaches 1 to float32's precision.

@@ -203,10 +203,11 @@ fn backward_through<T: Real, C: Curve>(
                         #[inline(always)]
                         || {
                             for (dy, kept) in dy.chunks_exact_mut(o).zip(kept.chunks_exact(o)) {
-                                for i in 0..o {
-                                    dy[i] = dy[i] * C::slope(kept[i] + b[i]);
-                                    sum[i] += dy[i];
-                                }
+                                let arguments = kept.iter().zip(b);
+                                dy.iter_mut().zip(arguments).zip(&mut sum).for_each(|((dy, (v, b)), sum)| {
+                                    *dy = *dy * C::slope(*v + *b);
+                                    *sum += *dy;
+                                });
                             }
                         },
                     );

@@ -12,6 +12,7 @@ mod embedding;
 mod gemm;
 mod layer_norm;
 mod linear;
+mod panels;
 mod rms_norm;
 mod rope;
 mod select;
@@ -23,6 +24,8 @@ pub use attention::{Attention, Scores};
 pub use cross_entropy::IGNORE;
 pub use dropout::Dropout;
 pub use rope::RopeTable;
+
+pub(crate) use panels::PanelKernel;
 
 /// Calls a function generic over [`Real`](crate::Real) for a tensor's number type.
 macro_rules! for_dtype {
