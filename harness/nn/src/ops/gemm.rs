@@ -40,6 +40,21 @@ pub(crate) unsafe fn gemm_on_this_thread<T: Real>(
     unsafe { product((m, n, k), dst, accumulate, scale, a, b, Parallelism::None) }
 }
 
+/// As [`gemm_on_this_thread`] with scale 1, shared by all threads.
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn gemm_on_all_threads<T: Real>(
+    size: (usize, usize, usize),
+    dst: Matrix<*mut T>,
+    accumulate: bool,
+    a: Matrix<*const T>,
+    b: Matrix<*const T>,
+) {
+    // SAFETY: passed on to the caller.
+    unsafe { product(size, dst, accumulate, T::one(), a, b, parallelism()) }
+}
+
 unsafe fn product<T: Real>(
     (m, n, k): (usize, usize, usize),
     dst: Matrix<*mut T>,
