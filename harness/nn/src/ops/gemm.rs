@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use super::panels::{COLUMNS, Product, STRIP, pack_panel, pack_strips};
+use super::panels::{COLUMNS, Panels, Product, STRIP, pack_panel, pack_strips};
 use crate::real::Real;
 use crate::storage::{SharedMut, buffer};
 
@@ -56,16 +56,29 @@ const DEPTH: usize = 256;
 
 /// `dst[m, n] (+)= a[m, k] b[k, n]` by our own kernel: the right side is packed by all threads together, then
 /// each task computes some rows and columns of the result. How the result is cut into tasks changes no sum.
-fn by_panels<T: Real>(
+///
+/// # Safety
+/// As [`gemm_on_all_threads`].
+unsafe fn by_panels<T: Real>(
     (m, n, k): (usize, usize, usize),
-    dst: SharedMut<T>,
+    dst: (SharedMut<T>, usize),
     accumulate: bool,
     a: Matrix<Shared<T>>,
     b: Matrix<Shared<T>>,
 ) {
+    if m * n == 0 {
+        return;
+    }
+    if k == 0 {
+        for row in 0..if accumulate { 0 } else { m } {
+            // SAFETY: passed on to the caller.
+            unsafe { std::slice::from_raw_parts_mut(dst.0.ptr().add(row * dst.1), n).fill(T::zero()) };
+        }
+        return;
+    }
     let mut panels = buffer::<T>(n.div_ceil(COLUMNS) * k * COLUMNS);
     panels.par_chunks_mut(k * COLUMNS).with_min_len(2).enumerate().for_each(|(panel, to)| {
-        // SAFETY: the view covers its slice, as `whole` asserts.
+        // SAFETY: passed on to the caller.
         unsafe { pack_panel(to, panel, n, b.raw()) }
     });
     let depth = k.div_ceil(k.div_ceil(DEPTH));
@@ -94,7 +107,7 @@ fn by_panels<T: Real>(
                 };
                 T::product(Product {
                     size: (rows, cols, depth),
-                    dst: Matrix::rows(dst.ptr().add(row * n + col), n),
+                    dst: Matrix::rows(dst.0.ptr().add(row * dst.1 + col), dst.1),
                     accumulate: accumulate || from > 0,
                     scale: T::one(),
                     a: left,
@@ -116,13 +129,41 @@ fn whole<T: Real>(
 ) {
     let (m, n, k) = size;
     assert!(dst.len() == m * n && a.0.len() == m * k && b.0.len() == k * n, "matrix sizes disagree");
-    if m * n == 0 {
-        return;
-    }
-    if k > 0 {
-        by_panels(size, SharedMut::new(dst), accumulate, a.1.shared(), b.1.shared());
-    } else if !accumulate {
-        dst.fill(T::zero());
+    // SAFETY: the views cover the slices exactly; `dst` is borrowed mutably.
+    unsafe { by_panels(size, (SharedMut::new(dst), n), accumulate, a.1.shared(), b.1.shared()) }
+}
+
+/// `dst[m, n] (+)= a[m, k] b[k, n]`, shared by all threads.
+///
+/// # Safety
+/// The three views lie within allocations, `a` and `dst` by rows or `a` as the transpose of such; `dst` overlaps
+/// nothing that is read or written meanwhile.
+pub(crate) unsafe fn gemm_on_all_threads<T: Real>(
+    size: (usize, usize, usize),
+    dst: Matrix<*mut T>,
+    accumulate: bool,
+    a: Matrix<*const T>,
+    b: Matrix<*const T>,
+) {
+    // SAFETY: passed on to the caller.
+    unsafe { by_panels(size, (SharedMut::at(dst.data), dst.row_stride), accumulate, a.shared(), b.shared()) }
+}
+
+/// `dst[m, n] = a[m, k] b[k, n]` on the calling thread.
+///
+/// # Safety
+/// As [`gemm_on_all_threads`].
+pub(crate) unsafe fn gemm_on_this_thread<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    dst: Matrix<*mut T>,
+    a: Matrix<*const T>,
+    b: Matrix<*const T>,
+) {
+    let mut panels = Panels::new();
+    // SAFETY: passed on to the caller.
+    unsafe {
+        panels.pack((k, n), b);
+        panels.product((m, n, k), dst, false, T::one(), a);
     }
 }
 

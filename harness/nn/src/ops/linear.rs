@@ -253,6 +253,28 @@ pub(crate) fn sum_rows<T: Real>(total: &mut [T], accumulate: bool, dy: &[T]) {
     add_partial(total, accumulate, &partial);
 }
 
+/// `total[o] (+)= sum over rows of a[n, o] * b[n, o]`, as [`sum_rows`].
+pub(crate) fn sum_products<T: Real>(total: &mut [T], accumulate: bool, a: &[T], b: &[T]) {
+    let o = total.len();
+    let partial: Vec<Vec<T>> = a
+        .par_chunks(4 * ROWS * o)
+        .zip(b.par_chunks(4 * ROWS * o))
+        .map(|(a, b)| {
+            let mut sum = vec![T::zero(); o];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (a, b) in a.chunks_exact(o).zip(b.chunks_exact(o)) {
+                        sum.iter_mut().zip(a).zip(b).for_each(|((s, a), b)| *s = a.mul_add(*b, *s));
+                    }
+                },
+            );
+            sum
+        })
+        .collect();
+    add_partial(total, accumulate, &partial);
+}
+
 /// `total (+)= sum of the parts`, in their order.
 pub(crate) fn add_partial<T: Real>(total: &mut [T], accumulate: bool, parts: &[Vec<T>]) {
     if !accumulate {
