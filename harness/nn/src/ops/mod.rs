@@ -12,8 +12,10 @@ mod embedding;
 mod gemm;
 mod layer_norm;
 mod linear;
+mod relative_bias;
 mod rms_norm;
 mod rope;
+mod scale;
 mod select;
 mod squared_error;
 mod sum;
@@ -22,6 +24,7 @@ pub use activation::Activation;
 pub use attention::{Attention, Scores};
 pub use cross_entropy::IGNORE;
 pub use dropout::Dropout;
+pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
 pub use rope::RopeTable;
 
 /// Calls a function generic over [`Real`](crate::Real) for a tensor's number type.
