@@ -150,6 +150,22 @@ proptest! {
     }
 
     #[test]
+    fn relative_bias(t in 1usize..5, s in 1usize..5, rows in 1usize..4, heads in 1usize..4, seed: u64) {
+        let buckets: Vec<u32> = (0..t * s).map(|i| (i as u32).wrapping_mul(7) % rows as u32).collect();
+        let buckets = Tensor::from_vec(buckets, (t, s), &Device::Cpu).unwrap();
+        check(&[&[rows, heads], &[heads, t, s]], seed, |x, w| {
+            // a row that no pair uses has gradient 0; the table is also used as a value, so that it has one
+            let bias = x[0].constant_beside(buckets.clone()).relative_bias(&w[0])?.gate(&x[1], Activation::Silu)?;
+            bias.sum()?.add(&x[0].sum()?)
+        });
+    }
+
+    #[test]
+    fn constant_factors(n in 1usize..20, factor in -3.0f64..3.0, seed: u64) {
+        check(&[&[n]], seed, |x, _| x[0].scale(factor));
+    }
+
+    #[test]
     fn attention(batch in 1usize..3, t in 1usize..6, more in 0usize..3, heads in 1usize..3, d in 1usize..5, causal: bool, seed: u64) {
         let (s, width) = (t + more, heads * d);
         let attention = Attention { heads, scale: 0.7, causal };

@@ -168,18 +168,12 @@ pub(crate) unsafe fn gemm_on_this_thread<T: Real>(
 }
 
 /// `y[n, o] (+)= x[n, k] w[o, k]^T`: a linear layer's forward pass.
-pub(crate) fn matmul_nt<T: Real>(
-    y: &mut [T],
-    accumulate: bool,
-    x: &[T],
-    w: &[T],
-    (n, o, k): (usize, usize, usize),
-) {
+pub fn matmul_nt<T: Real>(y: &mut [T], accumulate: bool, x: &[T], w: &[T], (n, o, k): (usize, usize, usize)) {
     whole((n, o, k), y, accumulate, (x, Matrix::rows(x.as_ptr(), k)), (w, Matrix::rows(w.as_ptr(), k).t()));
 }
 
 /// `dx[n, k] (+)= dy[n, o] w[o, k]`: its gradient by the input.
-pub(crate) fn matmul_nn<T: Real>(
+pub fn matmul_nn<T: Real>(
     dx: &mut [T],
     accumulate: bool,
     dy: &[T],
@@ -190,7 +184,7 @@ pub(crate) fn matmul_nn<T: Real>(
 }
 
 /// `dw[o, k] (+)= dy[n, o]^T x[n, k]`: its gradient by the weight.
-pub(crate) fn matmul_tn<T: Real>(
+pub fn matmul_tn<T: Real>(
     dw: &mut [T],
     accumulate: bool,
     dy: &[T],

@@ -20,8 +20,10 @@ mod glu;
 mod layer_norm;
 mod linear;
 mod panels;
+mod relative_bias;
 mod rms_norm;
 mod rope;
+mod scale;
 mod select;
 mod selective_scan;
 mod squared_error;
@@ -35,6 +37,7 @@ pub use diagonal_kernel::{DiagonalKernel, StepTransform};
 pub use diagonal_scan::DiagonalScan;
 pub use discretisation::Discretisation;
 pub use dropout::Dropout;
+pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
 pub use rope::RopeTable;
 pub use selective_scan::SelectiveScan;
 
