@@ -136,6 +136,7 @@ proptest! {
         let table = RopeTable::new(2 * half, 16, 10_000.0).unwrap();
         check(&[&[batch, t, heads * 2 * half]], seed, |x, _| x[0].rope(&table, start));
         check(&[&[batch, t, half], &[t + start, half]], seed, |x, w| x[0].add_positions(&w[1]));
+        check(&[&[batch, t, half], &[t + start, half]], seed, |x, w| x[0].add_positions_from(&w[1], start));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What turns a model and data into a trained model: data order, optimiser, schedule, loop, checkpoints,
-//! evaluation.
+//! evaluation, generation.
 //!
 //! A run is a function of its seed: kill it, resume it, change the number of threads, and every loss has
 //! the same bits.
@@ -8,6 +8,7 @@ pub mod adamw;
 pub mod blocks;
 pub mod checkpoint;
 pub mod evaluate;
+pub mod generate;
 pub mod recipe;
 pub mod schedule;
 pub mod training;

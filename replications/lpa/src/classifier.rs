@@ -45,7 +45,7 @@ impl SequenceClassifier {
     pub fn logits(&self, ids: &Value) -> Result<Value> {
         let positions: Vec<usize> =
             ids.tensor().to_vec2::<u32>()?.iter().map(|row| self.pooled_position(row)).collect();
-        self.head.forward(&self.decoder.forward(ids)?.select_positions(&positions)?)
+        self.head.forward(&self.decoder.forward(ids, None)?.select_positions(&positions)?)
     }
 
     /// Cross-entropy against class labels (i64), or for one label the mean squared error against numbers.

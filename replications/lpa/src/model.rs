@@ -1,9 +1,9 @@
 //! The language models of both settings, and what distinguishes their variants.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use replica_nn::ops::Dropout;
-use replica_nn::{Shapes, Value};
+use replica_nn::{KeyValueCache, Linear, Shapes, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::projection::PairInit;
@@ -172,15 +172,45 @@ impl LanguageModel {
         })
     }
 
+    fn hidden(
+        &self,
+        ids: &Value,
+        dropout: Option<&Dropout>,
+        cache: Option<&mut KeyValueCache>,
+    ) -> Result<Value> {
+        match self {
+            Self::One(model) => model.hidden(ids, dropout, cache),
+            Self::Two(model) => model.hidden(ids, cache),
+        }
+    }
+
+    fn head(&self) -> &Linear {
+        match self {
+            Self::One(model) => model.head(),
+            Self::Two(model) => model.head(),
+        }
+    }
+
     /// Logits `[batch, t, vocab]` of ids `[batch, t]`.
     ///
     /// # Errors
     /// An id outside the vocabulary, or a sequence longer than `seq_len`.
     pub fn logits(&self, ids: &Value, dropout: Option<&Dropout>) -> Result<Value> {
-        match self {
-            Self::One(model) => model.head().forward(&model.hidden(ids, dropout)?),
-            Self::Two(model) => model.head().forward(&model.hidden(ids)?),
+        self.head().forward(&self.hidden(ids, dropout, None)?)
+    }
+
+    /// Logits `[batch, vocab]` of the token after ids `[batch, t]`, which follow the tokens that the cache holds.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::logits`], the cache's tokens counted in; the cache is of another number of sequences; or
+    /// ids on a tape, as a cache is for inference.
+    pub fn next_logits(&self, ids: &Value, cache: &mut KeyValueCache) -> Result<Value> {
+        let (batch, t) = ids.tensor().dims2()?;
+        if t == 0 {
+            bail!("the next token needs at least one id to follow, got ids [{batch}, 0]");
         }
+        let hidden = self.hidden(ids, None, Some(cache))?;
+        self.head().forward(&hidden.select_positions(&vec![t - 1; batch])?)
     }
 
     /// Mean cross-entropy against labels `[batch, t]`, which are the ids that follow, without keeping the logits.
@@ -188,9 +218,6 @@ impl LanguageModel {
     /// # Errors
     /// As [`LanguageModel::logits`], or all labels are ignored.
     pub fn loss(&self, ids: &Value, labels: &Tensor, dropout: Option<&Dropout>) -> Result<Value> {
-        match self {
-            Self::One(model) => model.head().cross_entropy(&model.hidden(ids, dropout)?, labels),
-            Self::Two(model) => model.head().cross_entropy(&model.hidden(ids)?, labels),
-        }
+        self.head().cross_entropy(&self.hidden(ids, dropout, None)?, labels)
     }
 }

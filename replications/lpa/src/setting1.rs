@@ -5,7 +5,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use replica_nn::ops::{Activation, Attention, Dropout};
-use replica_nn::{LayerNorm, Linear, Value, init};
+use replica_nn::{KeyValueCache, LayerCache, LayerNorm, Linear, Value, cache, init};
 
 use crate::model::ModelConfig;
 use crate::projection::{Bias, Projection};
@@ -46,12 +46,13 @@ impl SelfAttention {
         })
     }
 
-    /// `[batch, t, d]` to the same.
+    /// `[batch, t, d]` to the same; with a cache, the sequence follows what the cache holds.
     ///
     /// # Errors
-    /// The last dimension is not d.
-    pub fn forward(&self, x: &Value) -> Result<Value> {
+    /// The last dimension is not d, or the cache is of other sequences.
+    pub fn forward(&self, x: &Value, cache: Option<&mut LayerCache>) -> Result<Value> {
         let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
+        let (k, v) = cache::with_past(cache, k, v)?;
         self.out.forward(&q.attention(&k, &v, self.attention)?)
     }
 }
@@ -114,12 +115,17 @@ impl Block {
         })
     }
 
-    /// `[batch, t, d]` to the same.
+    /// `[batch, t, d]` to the same; with a cache, the sequence follows what the cache holds.
     ///
     /// # Errors
-    /// The last dimension is not d.
-    pub fn forward(&self, x: &Value, dropout: Option<&Dropout>) -> Result<Value> {
-        let x = self.residual(x, &self.attention.forward(x)?, &self.norm1, dropout)?;
+    /// As [`SelfAttention::forward`].
+    pub fn forward(
+        &self,
+        x: &Value,
+        dropout: Option<&Dropout>,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<Value> {
+        let x = self.residual(x, &self.attention.forward(x, cache)?, &self.norm1, dropout)?;
         self.residual(&x, &self.feed_forward.forward(&x)?, &self.norm2, dropout)
     }
 
@@ -165,14 +171,20 @@ impl Model {
         })
     }
 
-    /// Last hidden states `[batch, t, d]` of ids `[batch, t]`.
+    /// Last hidden states `[batch, t, d]` of ids `[batch, t]`, which follow the tokens that the cache holds.
     ///
     /// # Errors
-    /// An id outside the vocabulary, or a sequence longer than the position table.
-    pub fn hidden(&self, ids: &Value, dropout: Option<&Dropout>) -> Result<Value> {
-        let mut x = ids.embedding(&self.tokens)?.add_positions(&self.positions)?;
-        for block in &self.blocks {
-            x = block.forward(&x, dropout)?;
+    /// An id outside the vocabulary, or a sequence longer than the position table, the cache's tokens included.
+    pub fn hidden(
+        &self,
+        ids: &Value,
+        dropout: Option<&Dropout>,
+        mut cache: Option<&mut KeyValueCache>,
+    ) -> Result<Value> {
+        let start = cache.as_deref().map_or(0, KeyValueCache::len);
+        let mut x = ids.embedding(&self.tokens)?.add_positions_from(&self.positions, start)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, dropout, cache.as_deref_mut().map(|cache| cache.layer(layer)))?;
         }
         Ok(x)
     }

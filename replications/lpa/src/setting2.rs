@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use replica_nn::ops::{Activation, Attention, RopeTable, Scores};
-use replica_nn::{Linear, RmsNorm, Value, init};
+use replica_nn::{KeyValueCache, LayerCache, Linear, RmsNorm, Value, cache, init};
 
 use crate::model::ModelConfig;
 use crate::projection::{Bias, Projection};
@@ -42,12 +42,14 @@ impl SelfAttention {
         })
     }
 
-    /// `[batch, t, d]` to the same.
+    /// `[batch, t, d]` to the same; with a cache, the sequence follows what the cache holds.
     ///
     /// # Errors
-    /// The last dimension is not d, or the sequence is longer than `seq_len`.
-    pub fn forward(&self, x: &Value) -> Result<Value> {
+    /// The last dimension is not d, the sequence with what the cache holds is longer than `seq_len`, or the cache is
+    /// of other sequences.
+    pub fn forward(&self, x: &Value, cache: Option<&mut LayerCache>) -> Result<Value> {
         let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
+        let (k, v) = cache::with_past(cache, k, v)?;
         let scores = Scores { rope: Some(&self.rope), ..Scores::default() };
         self.out.forward(&q.attention_with(&k, &v, self.attention, scores)?)
     }
@@ -99,12 +101,12 @@ impl Block {
         })
     }
 
-    /// `[batch, t, d]` to the same.
+    /// `[batch, t, d]` to the same; with a cache, the sequence follows what the cache holds.
     ///
     /// # Errors
     /// As [`SelfAttention::forward`].
-    pub fn forward(&self, x: &Value) -> Result<Value> {
-        let x = x.add(&self.attention.forward(&self.norm1.forward(x)?)?)?;
+    pub fn forward(&self, x: &Value, cache: Option<&mut LayerCache>) -> Result<Value> {
+        let x = x.add(&self.attention.forward(&self.norm1.forward(x)?, cache)?)?;
         x.add(&self.feed_forward.forward(&self.norm2.forward(&x)?)?)
     }
 }
@@ -132,14 +134,15 @@ impl Decoder {
         })
     }
 
-    /// Last hidden states `[batch, t, d]` of ids `[batch, t]`, normalised.
+    /// Last hidden states `[batch, t, d]`, normalised, of ids `[batch, t]`, which follow the tokens that the cache
+    /// holds.
     ///
     /// # Errors
-    /// An id outside the vocabulary, or a sequence longer than `seq_len`.
-    pub fn forward(&self, ids: &Value) -> Result<Value> {
+    /// An id outside the vocabulary, or a sequence longer than `seq_len`, the cache's tokens included.
+    pub fn forward(&self, ids: &Value, mut cache: Option<&mut KeyValueCache>) -> Result<Value> {
         let mut x = ids.embedding(&self.tokens)?;
-        for block in &self.blocks {
-            x = block.forward(&x)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, cache.as_deref_mut().map(|cache| cache.layer(layer)))?;
         }
         self.norm.forward(&x)
     }
@@ -163,12 +166,12 @@ impl Model {
         })
     }
 
-    /// Last hidden states `[batch, t, d]` of ids `[batch, t]`.
+    /// Last hidden states `[batch, t, d]` of ids `[batch, t]`, which follow the tokens that the cache holds.
     ///
     /// # Errors
     /// As [`Decoder::forward`].
-    pub fn hidden(&self, ids: &Value) -> Result<Value> {
-        self.decoder.forward(ids)
+    pub fn hidden(&self, ids: &Value, cache: Option<&mut KeyValueCache>) -> Result<Value> {
+        self.decoder.forward(ids, cache)
     }
 
     /// Hidden states to logits.

@@ -1,4 +1,4 @@
-//! `x + y`, elementwise, and `x + table[..t]`, broadcast over the batch (learned positions).
+//! `x + y`, elementwise, and `x + table[start..start + t]`, broadcast over the batch (learned positions).
 //!
 //! Kept for backward: nothing. The gradient of a sum goes to both sides without a copy.
 
@@ -25,7 +25,15 @@ impl Value {
     /// # Errors
     /// The sequence is longer than the table, or the widths differ.
     pub fn add_positions(&self, table: &Tensor) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), add_positions(self, table))
+        self.add_positions_from(table, 0)
+    }
+
+    /// `self[b, t, :] + table[start + t, :]`: the sequence follows `start` tokens that were seen before.
+    ///
+    /// # Errors
+    /// As [`Value::add_positions`].
+    pub fn add_positions_from(&self, table: &Tensor, start: usize) -> Result<Value> {
+        for_dtype!(self.tensor().dtype(), add_positions(self, table, start))
     }
 }
 
@@ -55,20 +63,21 @@ fn add<T: Real>(a: &Value, b: &Value) -> Result<Value> {
     }))
 }
 
-fn add_positions<T: Real>(x: &Value, table: &Tensor) -> Result<Value> {
+fn add_positions<T: Real>(x: &Value, table: &Tensor, start: usize) -> Result<Value> {
     let (batch, t, width) = x.tensor().dims3()?;
     let (rows, table_width) = table.dims2()?;
-    if t > rows || width != table_width {
-        bail!("add_positions: input [{batch}, {t}, {width}] for a table [{rows}, {table_width}]");
+    if start + t > rows || width != table_width {
+        let input = format!("input [{batch}, {t}, {width}] from position {start}");
+        bail!("add_positions: {input} for a table [{rows}, {table_width}]");
     }
-    let len = t * width;
+    let (first, len) = (start * width, t * width);
     let mut y = buffer::<T>(batch * len);
     slice::<T, _>(x.tensor(), |x| {
         slice::<T, _>(table, |p| {
             y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| {
                 vectorised(
                     #[inline(always)]
-                    || y.iter_mut().zip(x).zip(&p[..len]).for_each(|((y, x), p)| *y = *x + *p),
+                    || y.iter_mut().zip(x).zip(&p[first..][..len]).for_each(|((y, x), p)| *y = *x + *p),
                 );
             });
         })
@@ -82,7 +91,7 @@ fn add_positions<T: Real>(x: &Value, table: &Tensor) -> Result<Value> {
                 if fresh {
                     dp.fill(T::zero());
                 }
-                dp[..len].par_chunks_mut(CHUNK).enumerate().for_each(|(i, dp)| {
+                dp[first..][..len].par_chunks_mut(CHUNK).enumerate().for_each(|(i, dp)| {
                     for row in dy.chunks_exact(len) {
                         let row = &row[i * CHUNK..][..dp.len()];
                         vectorised(
