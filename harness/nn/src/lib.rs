@@ -23,9 +23,12 @@
 //! # Ok(()) }
 //! ```
 //!
+//! With feature `cuda` the same operations run on NVIDIA GPUs ([`accelerator`]), in float32 or bfloat16.
+//!
 //! Results do not depend on the number of threads: work is cut into pieces whose number depends on the
 //! shapes alone, and partial sums are added in the order of the pieces.
 
+pub mod accelerator;
 pub mod init;
 pub mod layers;
 pub mod ops;
@@ -33,13 +36,17 @@ pub mod parameters;
 mod real;
 pub mod shapes;
 mod simd;
+pub mod staging;
 mod storage;
 pub mod tape;
 
 pub use layers::{LayerNorm, Linear, RmsNorm};
-pub use parameters::Parameters;
+#[cfg(feature = "cuda")]
+pub use ops::cuda::adamw;
+pub use parameters::{Parameter, Parameters};
 pub use real::Real;
 pub use shapes::Shapes;
 pub use simd::{instruction_set, vectorised};
+pub use staging::Staging;
 pub use storage::{slice, slice_mut};
 pub use tape::{Gradients, Tape, Value};

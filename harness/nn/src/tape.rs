@@ -6,6 +6,9 @@
 //! of a value is moved, later ones are added in place; parameter gradients accumulate in [`Gradients`],
 //! which lives across steps. A value without a tape records nothing: the same model code serves inference.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -16,6 +19,9 @@ use rayon::prelude::*;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, slice_mut, tensor};
+
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::Destination;
 
 /// Elements a task of an elementwise loop works on.
 pub(crate) const CHUNK: usize = 16 * 1024;
@@ -79,10 +85,10 @@ impl Tape {
     /// # Errors
     /// `loss` is not a scalar, or a device failed.
     pub fn backward(&self, loss: &Value) -> Result<()> {
-        let one = Tensor::ones(loss.tensor.shape(), loss.tensor.dtype(), loss.tensor.device())?;
-        if one.elem_count() != 1 {
+        if loss.tensor.elem_count() != 1 {
             bail!("backward starts from a scalar, got shape {:?}", loss.tensor.shape());
         }
+        let one = one_like(&loss.tensor)?;
         self.backward_from(loss, one)
     }
 
@@ -107,6 +113,15 @@ impl Tape {
         }
         Ok(())
     }
+}
+
+/// 1, in a scalar's type and shape, where it is.
+fn one_like(scalar: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if scalar.device().is_cuda() && scalar.dtype() == candle_core::DType::F32 {
+        return cuda::one_like(scalar);
+    }
+    Tensor::ones(scalar.shape(), scalar.dtype(), scalar.device())
 }
 
 impl From<Tensor> for Value {
@@ -233,6 +248,10 @@ impl Flow {
     }
 
     fn send_to_parameter(&mut self, parameter: &Tensor, grad: Grad) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if parameter.device().is_cuda() {
+            return self.send_to_parameter_on_device(parameter, &grad);
+        }
         match parameter.dtype() {
             candle_core::DType::F64 => slice::<f64, _>(&grad.tensor, |dy| {
                 self.add_to_parameter::<f64>(parameter, |dw, fresh| assign_or_add(dw, dy, fresh))

@@ -5,7 +5,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
@@ -17,7 +17,7 @@ impl Value {
     /// # Errors
     /// A device failed.
     pub fn relu(&self) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), relu(self))
+        for_device!(self.tensor(), relu(self))
     }
 
     /// GELU by its tanh approximation (`gelu_new`, `approximate="tanh"`).
@@ -25,7 +25,7 @@ impl Value {
     /// # Errors
     /// A device failed.
     pub fn gelu_tanh(&self) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), gelu_tanh(self))
+        for_device!(self.tensor(), gelu_tanh(self))
     }
 
     /// x * sigmoid(x).
@@ -33,7 +33,7 @@ impl Value {
     /// # Errors
     /// A device failed.
     pub fn silu(&self) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), silu(self))
+        for_device!(self.tensor(), silu(self))
     }
 
     /// silu(self) * up: the gate of a LLaMA-style feed-forward layer (Shazeer 2020).
@@ -41,7 +41,7 @@ impl Value {
     /// # Errors
     /// The shapes differ.
     pub fn swiglu(&self, up: &Value) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), swiglu(self, up))
+        for_device!(self.tensor(), swiglu(self, up))
     }
 }
 

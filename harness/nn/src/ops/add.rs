@@ -5,7 +5,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
@@ -17,7 +17,7 @@ impl Value {
     /// # Errors
     /// The shapes differ.
     pub fn add(&self, other: &Value) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), add(self, other))
+        for_device!(self.tensor(), add(self, other))
     }
 
     /// `self[b, t, :] + table[t, :]` for `self` `[b, t, width]` and `table` `[>= t, width]`.
@@ -25,7 +25,7 @@ impl Value {
     /// # Errors
     /// The sequence is longer than the table, or the widths differ.
     pub fn add_positions(&self, table: &Tensor) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), add_positions(self, table))
+        for_device!(self.tensor(), add_positions(self, table))
     }
 }
 

@@ -7,7 +7,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use super::gemm::{Matrix, gemm_on_this_thread};
 use crate::real::Real;
 use crate::simd::{dot, exp_in_place, max, vectorised};
@@ -34,7 +34,7 @@ impl Value {
     /// # Errors
     /// Shapes that do not fit each other, or more queries than keys in causal attention.
     pub fn attention(&self, k: &Value, v: &Value, attention: Attention) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), attend(self, k, v, attention))
+        for_device!(self.tensor(), attend(self, k, v, attention))
     }
 }
 

@@ -6,7 +6,7 @@ use candle_core::{Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::gemm::{matmul_nn, matmul_nt, matmul_tn};
-use super::{ROWS, for_dtype};
+use super::{ROWS, for_device};
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
@@ -18,7 +18,7 @@ impl Value {
     /// # Errors
     /// The last dimension is not the weight's second one.
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), linear(self, weight, bias))
+        for_device!(self.tensor(), linear(self, weight, bias))
     }
 }
 

@@ -7,6 +7,8 @@ mod activation;
 mod add;
 mod attention;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod dropout;
 mod embedding;
 mod gemm;
@@ -23,17 +25,20 @@ pub use cross_entropy::IGNORE;
 pub use dropout::Dropout;
 pub use rope::RopeTable;
 
-/// Calls a function generic over [`Real`](crate::Real) for a tensor's number type.
-macro_rules! for_dtype {
-    ($dtype:expr, $($function:ident)::+($($argument:expr),* $(,)?)) => {
-        match $dtype {
-            candle_core::DType::F32 => $($function)::+::<f32>($($argument),*),
-            candle_core::DType::F64 => $($function)::+::<f64>($($argument),*),
-            other => candle_core::bail!("f32 or f64 is expected, got {other:?}"),
+/// Calls an operation for a tensor's device and number type: the function of this name in `cuda` for a CUDA
+/// tensor, otherwise the one beside the caller, which is generic over [`Real`](crate::Real).
+macro_rules! for_device {
+    ($tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match ($tensor.device(), $tensor.dtype()) {
+            #[cfg(feature = "cuda")]
+            (candle_core::Device::Cuda(_), _) => $crate::ops::cuda::$function($($argument),*),
+            (_, candle_core::DType::F32) => $function::<f32>($($argument),*),
+            (_, candle_core::DType::F64) => $function::<f64>($($argument),*),
+            (_, other) => candle_core::bail!("{}: f32 or f64 is expected, got {other:?}", stringify!($function)),
         }
     };
 }
-pub(crate) use for_dtype;
+pub(crate) use for_device;
 
 /// Rows a task of a row-wise loop works on. It fixes the order of partial sums, whatever the number of threads.
 pub(crate) const ROWS: usize = 64;

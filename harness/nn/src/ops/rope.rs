@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
@@ -21,6 +21,8 @@ pub struct RopeTable {
     /// `[positions, head_dim / 2]` each.
     cos: Arc<Vec<f64>>,
     sin: Arc<Vec<f64>>,
+    #[cfg(feature = "cuda")]
+    device: super::cuda::Table,
 }
 
 impl RopeTable {
@@ -39,6 +41,8 @@ impl RopeTable {
             head_dim,
             cos: Arc::new(angles.iter().map(|a| a.cos()).collect()),
             sin: Arc::new(angles.iter().map(|a| a.sin()).collect()),
+            #[cfg(feature = "cuda")]
+            device: super::cuda::Table::default(),
         })
     }
 
@@ -46,6 +50,30 @@ impl RopeTable {
     pub fn row(&self, position: usize) -> (&[f64], &[f64]) {
         let half = self.head_dim / 2;
         (&self.cos[position * half..][..half], &self.sin[position * half..][..half])
+    }
+
+    /// That the table fits an input `[batch, t, width]` from position `start`.
+    pub(crate) fn check(&self, batch: usize, t: usize, width: usize, start: usize) -> Result<()> {
+        let half = self.head_dim / 2;
+        if half == 0 || width % self.head_dim != 0 || (start + t) * half > self.cos.len() {
+            bail!(
+                "rope: input [{batch}, {t}, {width}] from position {start} for heads of {} and {} positions",
+                self.head_dim,
+                self.cos.len() / half.max(1)
+            );
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Calls `f` with the place for copies on devices, all cosines and all sines.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device<R>(&self, f: impl FnOnce(&super::cuda::Table, &[f64], &[f64]) -> R) -> R {
+        f(&self.device, &self.cos, &self.sin)
     }
 }
 
@@ -55,20 +83,14 @@ impl Value {
     /// # Errors
     /// The width is no multiple of the table's head_dim, or a position lies beyond the table.
     pub fn rope(&self, table: &RopeTable, start: usize) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), rope(self, table, start))
+        for_device!(self.tensor(), rope(self, table, start))
     }
 }
 
 fn rope<T: Real>(x: &Value, table: &RopeTable, start: usize) -> Result<Value> {
     let (batch, t, width) = x.tensor().dims3()?;
+    table.check(batch, t, width, start)?;
     let half = table.head_dim / 2;
-    if half == 0 || width % table.head_dim != 0 || (start + t) * half > table.cos.len() {
-        bail!(
-            "rope: input [{batch}, {t}, {width}] from position {start} for heads of {} and {} positions",
-            table.head_dim,
-            table.cos.len() / half.max(1)
-        );
-    }
     let window = start * half..(start + t) * half;
     let number = |v: &f64| T::from_f64(*v);
     let cos: Arc<Vec<T>> = Arc::new(table.cos[window.clone()].iter().map(number).collect());
