@@ -3,6 +3,8 @@
 //! [`survey`] asks the driver through the system's loader, so that it works in any build and on any machine;
 //! [`open`] needs feature `cuda`.
 
+use std::sync::OnceLock;
+
 use candle_core::Result;
 use libloading::Library;
 use replica_core::trial;
@@ -67,27 +69,28 @@ pub fn compute_capability(number: u32) -> String {
     format!("{}.{}", number / 10, number % 10)
 }
 
-/// Looks for a driver, its GPUs, and cuBLAS.
-pub fn survey() -> Survey {
-    let libraries = LIBRARIES.into_iter().filter(|name| loads(name)).collect();
+/// Looks for a driver, its GPUs, and libraries; once a process.
+pub fn survey() -> &'static Survey {
+    static SURVEY: OnceLock<Survey> = OnceLock::new();
+    SURVEY.get_or_init(look)
+}
+
+fn look() -> Survey {
+    let libraries = LIBRARIES.into_iter().filter(|name| load(name).is_ok()).collect();
     let mut survey = Survey { libraries, ..Survey::default() };
-    // SAFETY: NVIDIA's driver library may be loaded at any time; the signatures below are those of cuda.h.
-    match unsafe { Library::new(DRIVER) } {
-        Err(e) => survey.problem = Some(format!("{DRIVER} does not load: {e}")),
-        // SAFETY: as above.
-        Ok(driver) => {
-            if let Err(problem) = unsafe { ask(&driver, &mut survey) } {
-                survey.problem = Some(problem);
-            }
-        }
-    }
+    // SAFETY: the library is NVIDIA's driver.
+    let asked = load(DRIVER).and_then(|driver| unsafe { ask(driver, &mut survey) });
+    survey.problem = asked.err();
     survey
 }
 
-/// Whether the system's loader finds a library.
-fn loads(name: &str) -> bool {
-    // SAFETY: NVIDIA's libraries may be loaded and unloaded at any time; no symbol of them is used.
-    unsafe { Library::new(name).is_ok() }
+/// Has the system's loader find one of NVIDIA's libraries. It stays loaded: drivers do not like to be taken away.
+fn load(name: &str) -> std::result::Result<&'static Library, String> {
+    // SAFETY: these libraries may be loaded at any time.
+    match unsafe { Library::new(name) } {
+        Ok(library) => Ok(Box::leak(Box::new(library))),
+        Err(e) => Err(format!("{name} does not load: {e}")),
+    }
 }
 
 /// `CUresult`: 0 is success.

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
+use crate::ops::Activation;
 use crate::tape::Value;
 
 /// `y = x W^T + b`.
@@ -35,6 +36,14 @@ impl Linear {
     /// The last dimension is not `d_in`.
     pub fn forward(&self, x: &Value) -> Result<Value> {
         x.linear(&self.weight, self.bias.as_ref())
+    }
+
+    /// `f(x W^T + b)`.
+    ///
+    /// # Errors
+    /// The last dimension is not `d_in`.
+    pub fn activated(&self, x: &Value, activation: Activation) -> Result<Value> {
+        x.linear_activation(&self.weight, self.bias.as_ref(), activation)
     }
 
     /// Mean cross-entropy of this layer's output as logits, which are never kept whole.

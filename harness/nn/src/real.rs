@@ -6,6 +6,8 @@ use candle_core::WithDType;
 pub trait Real: WithDType {
     /// e^x; within 2 ulp, vectorisable for `f32`.
     fn exp(self) -> Self;
+    /// Error function; within 5e-7, vectorisable for `f32`.
+    fn erf(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
     /// Square root.
@@ -43,6 +45,27 @@ impl Real for f32 {
         y * f32::from_bits((((n as i32) + 127) << 23) as u32)
     }
 
+    /// x times a ratio of polynomials in x^2 on [-4, 4], where erf reaches 1 to float32's precision.
+    #[inline(always)]
+    fn erf(self) -> f32 {
+        let x = if self > 4.0 { 4.0 } else { self };
+        let x = if x < -4.0 { -4.0 } else { x };
+        let z = x * x;
+        let p = -2.726_142_3e-10f32;
+        let p = f32::mul_add(p, z, 2.770_681_5e-8);
+        let p = f32::mul_add(p, z, -2.101_024e-6);
+        let p = f32::mul_add(p, z, -5.692_506_5e-5);
+        let p = f32::mul_add(p, z, -7.349_906_3e-4);
+        let p = f32::mul_add(p, z, -2.954_599_8e-3);
+        let p = f32::mul_add(p, z, -1.609_603_3e-2);
+        let q = -1.456_607_2e-5f32;
+        let q = f32::mul_add(q, z, -2.133_740_5e-4);
+        let q = f32::mul_add(q, z, -1.682_827e-3);
+        let q = f32::mul_add(q, z, -7.373_329_2e-3);
+        let q = f32::mul_add(q, z, -1.426_473_9e-2);
+        x * p / q
+    }
+
     #[inline(always)]
     fn ln(self) -> f32 {
         f32::ln(self)
@@ -73,6 +96,11 @@ impl Real for f64 {
     #[inline(always)]
     fn exp(self) -> f64 {
         f64::exp(self)
+    }
+
+    #[inline(always)]
+    fn erf(self) -> f64 {
+        libm::erf(self)
     }
 
     #[inline(always)]
@@ -117,5 +145,15 @@ mod tests {
         assert_eq!(Real::exp(0f32), 1.0);
         assert!(Real::exp(f32::NAN).is_nan());
         assert!(Real::exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn fast_erf_is_accurate() {
+        for i in -60_000..60_000 {
+            let x = i as f32 * 1e-4;
+            let error = f64::from(Real::erf(x)) - libm::erf(f64::from(x));
+            assert!(error.abs() < 5e-7, "erf({x}) is off by {error:e}");
+        }
+        assert!(Real::erf(f32::NAN).is_nan());
     }
 }

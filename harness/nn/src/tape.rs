@@ -185,7 +185,8 @@ impl Grad {
         &self.tensor
     }
 
-    fn is_unique(&self) -> bool {
+    /// Whether nobody else reads this gradient, so that it may be overwritten.
+    pub(crate) fn is_unique(&self) -> bool {
         Rc::strong_count(&self.owners) == 1
     }
 }

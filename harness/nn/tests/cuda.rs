@@ -9,7 +9,7 @@ use std::io::Write as _;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::Rng;
 use replica_core::{Seed, trial};
-use replica_nn::ops::{Attention, Dropout, IGNORE, RopeTable};
+use replica_nn::ops::{Activation, Attention, Dropout, IGNORE, RopeTable, Scores};
 use replica_nn::{Gradients, Staging, Tape, Value, accelerator};
 
 /// The first GPU, or nothing and a line that says why. It goes past the test harness, which would swallow it.
@@ -103,11 +103,22 @@ fn labels(n: usize, classes: usize, device: &Device) -> Tensor {
     Tensor::from_vec((0..n).map(label).collect::<Vec<_>>(), n, device).unwrap()
 }
 
+const ACTIVATIONS: [Activation; 4] =
+    [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu];
+
 #[test]
 fn linear() {
     for (n, o, k) in [(1, 1, 1), (5, 3, 7), (64, 48, 96), (300, 129, 257), (1024, 512, 64)] {
         check("linear", &[&[n, k], &[o, k], &[o]], &|x, w| x[0].linear(&w[1], Some(&w[2])));
         check("linear without bias", &[&[2, n, k], &[o, k]], &|x, w| x[0].linear(&w[1], None));
+        for f in ACTIVATIONS {
+            check("linear_activation", &[&[n, k], &[o, k], &[o]], &|x, w| {
+                x[0].linear_activation(&w[1], Some(&w[2]), f)
+            });
+        }
+        check("linear_activation without bias", &[&[n, k], &[o, k]], &|x, w| {
+            x[0].linear_activation(&w[1], None, Activation::GeluTanh)
+        });
     }
 }
 
@@ -122,14 +133,16 @@ fn norms() {
 #[test]
 fn elementwise() {
     for n in [1, 31, 4096, 100_003] {
-        check("relu", &[&[n]], &|x, _| x[0].relu());
-        check("silu", &[&[n]], &|x, _| x[0].silu());
-        check("gelu_tanh", &[&[n]], &|x, _| x[0].gelu_tanh());
-        check("swiglu", &[&[n], &[n]], &|x, _| x[0].swiglu(&x[1]));
+        for activation in ACTIVATIONS {
+            check("activate", &[&[n]], &|x, _| x[0].activate(activation));
+            check("gate", &[&[n], &[n]], &|x, _| x[0].gate(&x[1], activation));
+        }
         // the same masks on both
         check("dropout", &[&[n]], &|x, _| x[0].dropout(0.3, Some(&Dropout::new(11, 7))));
         // a value used several times: its gradient is moved once, then added to
-        check("add", &[&[n]], &|x, _| x[0].add(&x[0])?.add(&x[0].silu()?)?.swiglu(&x[0]));
+        check("add", &[&[n]], &|x, _| {
+            x[0].add(&x[0])?.add(&x[0].activate(Activation::Silu)?)?.gate(&x[0], Activation::Silu)
+        });
     }
 }
 
@@ -137,7 +150,7 @@ fn elementwise() {
 fn reductions() {
     for n in [1, 31, 4096, 100_003] {
         check("sum", &[&[n]], &|x, _| x[0].sum());
-        check("sum twice", &[&[n]], &|x, _| x[0].sum()?.add(&x[0].silu()?.sum()?));
+        check("sum twice", &[&[n]], &|x, _| x[0].sum()?.add(&x[0].activate(Activation::Silu)?.sum()?));
         check("mean_squared_error", &[&[n]], &|x, _| {
             let targets = Tensor::full(0.25f32, n, &Device::Cpu)?;
             let targets = sent(&targets, x[0].tensor().dtype(), x[0].tensor().device());
@@ -165,7 +178,7 @@ fn embedding() {
         let ids: Vec<u32> = (0..n).map(|_| rng.next_u32() % vocab as u32).collect();
         check("embedding", &[&[vocab, width], &[n, width]], &|x, w| {
             let ids = Tensor::from_slice(&ids, n, w[0].device())?;
-            x[0].constant_beside(ids).embedding(&w[0])?.swiglu(&x[1])
+            x[0].constant_beside(ids).embedding(&w[0])?.gate(&x[1], Activation::Silu)
         });
     }
 }
@@ -186,6 +199,47 @@ fn attention() {
             let (q, k) = ([batch, t, heads * d], [batch, s, heads * d]);
             check("attention", &[&q, &k, &k], &|x, _| x[0].attention(&x[1], &x[2], attention));
         }
+    }
+}
+
+/// Padding, holes, and an entry that sees nothing; a bias; positions; packed and separate inputs.
+#[test]
+fn scores() {
+    for (batch, t, heads, d) in [(3, 9, 2, 6), (3, 70, 2, 32), (3, 65, 3, 64), (3, 66, 1, 128)] {
+        let width = heads * d;
+        let table = RopeTable::new(d, 128, 10_000.0).unwrap();
+        let attention = |causal| Attention { heads, scale: 1.0 / (d as f64).sqrt(), causal };
+        let mask = |device: &Device| {
+            let seen = |i: usize| {
+                u8::from(match i / t {
+                    0 => i % t < t / 2,
+                    1 => i % t != 3,
+                    _ => false,
+                })
+            };
+            Tensor::from_vec((0..batch * t).map(seen).collect::<Vec<_>>(), (batch, t), device)
+        };
+        for causal in [true, false] {
+            check("packed attention", &[&[batch, t, 3 * width]], &|x, _| {
+                x[0].self_attention(attention(causal), Scores { rope: Some(&table), ..Scores::default() })
+            });
+            let shape = [batch, t, width];
+            check("masked attention", &[&shape, &shape, &shape], &|x, _| {
+                let mask = mask(x[0].tensor().device())?;
+                let scores = Scores { mask: Some(&mask), ..Scores::default() };
+                x[0].attention_with(&x[1], &x[2], attention(causal), scores)
+            });
+            check("biased attention", &[&shape, &shape, &shape, &[heads, t, t]], &|x, _| {
+                let scores = Scores { bias: Some(&x[3]), rope: Some(&table), ..Scores::default() };
+                x[0].attention_with(&x[1], &x[2], attention(causal), scores)
+            });
+        }
+        // queries that come after keys of an earlier call
+        let (q, k) = ([batch, t - 5, width], [batch, t, width]);
+        check("attention with positions", &[&q, &k, &k], &|x, _| {
+            let scores = Scores { rope: Some(&table), ..Scores::default() };
+            x[0].attention_with(&x[1], &x[2], attention(true), scores)
+        });
     }
 }
 

@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 use rand::Rng;
 use replica_core::Seed;
-use replica_nn::ops::{Attention, Dropout, IGNORE, RopeTable};
+use replica_nn::ops::{Activation, Attention, Dropout, IGNORE, RopeTable, Scores};
 use replica_nn::{Gradients, Tape, Value};
 
 const STEP: f64 = 1e-5;
@@ -89,6 +89,14 @@ proptest! {
     fn linear(n in 1usize..6, k in 1usize..20, o in 1usize..9, seed: u64) {
         check(&[&[n, k], &[o, k], &[o]], seed, |x, w| x[0].linear(&w[1], Some(&w[2])));
         check(&[&[2, n, k], &[o, k]], seed, |x, w| x[0].linear(&w[1], None));
+        for f in [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
+            check(&[&[n, k], &[o, k], &[o]], seed, |x, w| x[0].linear_activation(&w[1], Some(&w[2]), f));
+            // used twice, so that its gradient is shared
+            check(&[&[n, k], &[o, k]], seed, |x, w| {
+                let y = x[0].linear_activation(&w[1], None, f)?;
+                y.add(&y)
+            });
+        }
     }
 
     #[test]
@@ -99,10 +107,13 @@ proptest! {
 
     #[test]
     fn activations(n in 1usize..40, seed: u64) {
-        check(&[&[n]], seed, |x, _| x[0].relu());
-        check(&[&[n]], seed, |x, _| x[0].silu());
-        check(&[&[n]], seed, |x, _| x[0].gelu_tanh());
-        check(&[&[n], &[n]], seed, |x, _| x[0].swiglu(&x[1]));
+        check(&[&[n]], seed, |x, _| x[0].activate(Activation::Relu));
+        for f in [Activation::Gelu, Activation::Silu] {
+            check(&[&[n]], seed, |x, _| x[0].activate(f));
+            check(&[&[n], &[n]], seed, |x, _| x[0].gate(&x[1], f));
+        }
+        check(&[&[n]], seed, |x, _| x[0].activate(Activation::GeluTanh));
+        check(&[&[n], &[n]], seed, |x, _| x[0].gate(&x[1], Activation::Silu));
         check(&[&[n]], seed, |x, _| x[0].dropout(0.3, Some(&Dropout::new(seed, 7))));
         check(&[&[n]], seed, |x, _| x[0].sum());
         let targets = Tensor::zeros(n, candle_core::DType::F64, &Device::Cpu).unwrap();
@@ -113,7 +124,7 @@ proptest! {
     /// A value used three times: its gradient is moved once and added twice.
     #[test]
     fn shared_values(n in 1usize..20, seed: u64) {
-        check(&[&[n]], seed, |x, _| x[0].add(&x[0])?.add(&x[0].silu()?)?.swiglu(&x[0]));
+        check(&[&[n]], seed, |x, _| x[0].add(&x[0])?.add(&x[0].activate(Activation::Silu)?)?.gate(&x[0], Activation::Silu));
     }
 
     #[test]
@@ -130,7 +141,7 @@ proptest! {
         let ids = Tensor::from_vec(ids, n, &Device::Cpu).unwrap();
         // scaled by x[1], so that the ids' constant is on a tape
         check(&[&[vocab, width], &[n, width]], seed, |x, w| {
-            x[0].constant_beside(ids.clone()).embedding(&w[0])?.swiglu(&x[1])
+            x[0].constant_beside(ids.clone()).embedding(&w[0])?.gate(&x[1], Activation::Silu)
         });
     }
 
@@ -139,6 +150,22 @@ proptest! {
         let (s, width) = (t + more, heads * d);
         let attention = Attention { heads, scale: 0.7, causal };
         check(&[&[batch, t, width], &[batch, s, width], &[batch, s, width]], seed, |x, _| x[0].attention(&x[1], &x[2], attention));
+    }
+
+    #[test]
+    fn attention_with_mask_bias_and_rope(batch in 1usize..3, t in 1usize..5, more in 0usize..3, heads in 1usize..3, half in 1usize..3, causal: bool, keep: [bool; 14], seed: u64) {
+        let (s, d) = (t + more, 2 * half);
+        let width = heads * d;
+        let attention = Attention { heads, scale: 0.7, causal };
+        let mask: Vec<u8> = (0..batch * s).map(|i| u8::from(keep[i])).collect();
+        let mask = Tensor::from_vec(mask, (batch, s), &Device::Cpu).unwrap();
+        let table = RopeTable::new(d, s, 100.0).unwrap();
+        let shapes: &[&[usize]] = &[&[batch, t, width], &[batch, s, width], &[batch, s, width], &[heads, t, s]];
+        check(shapes, seed, |x, _| {
+            let scores = Scores { mask: Some(&mask), bias: Some(&x[3]), rope: Some(&table) };
+            x[0].attention_with(&x[1], &x[2], attention, scores)
+        });
+        check(&[&[batch, t, 3 * width]], seed, |x, _| x[0].self_attention(attention, Scores { rope: Some(&table), ..Scores::default() }));
     }
 
     #[test]
@@ -158,6 +185,12 @@ fn long_sequences() {
             x[0].attention(&x[1], &x[2], attention(causal))
         });
     }
+    let mask = Tensor::from_iter((0..140u8).map(|i| u8::from(i % 3 != 1)), &Device::Cpu).unwrap();
+    let mask = mask.reshape((2, 70)).unwrap();
+    check(&[&[2, 70, 2], &[2, 70, 2], &[2, 70, 2], &[1, 70, 70]], 1, |x, _| {
+        let scores = Scores { mask: Some(&mask), bias: Some(&x[3]), rope: None };
+        x[0].attention_with(&x[1], &x[2], attention(true), scores)
+    });
     check(&[&[150, 3], &[3]], 2, |x, w| x[0].rms_norm(&w[1], 1e-6));
     check(&[&[150, 3], &[3], &[3]], 3, |x, w| x[0].layer_norm(&w[1], &w[2], 1e-5));
     check(&[&[600, 2], &[2, 2], &[2]], 4, |x, w| x[0].linear(&w[1], Some(&w[2])));

@@ -2,6 +2,7 @@
 
 use candle_core::Result;
 use candle_nn::{Init, VarBuilder};
+use replica_nn::ops::Activation;
 use replica_nn::{Linear, Value, init};
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +96,17 @@ impl Projection {
         match self {
             Self::Full(w) => w.forward(x),
             Self::Low(a, b) => b.forward(&a.forward(x)?),
+        }
+    }
+
+    /// `f(y)` for `y` as [`Projection::forward`] computes it.
+    ///
+    /// # Errors
+    /// The last dimension is not `d_in`.
+    pub fn activated(&self, x: &Value, activation: Activation) -> Result<Value> {
+        match self {
+            Self::Full(w) => w.activated(x, activation),
+            Self::Low(a, b) => b.activated(&a.forward(x)?, activation),
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use replica_nn::ops::{Attention, Dropout};
+use replica_nn::ops::{Activation, Attention, Dropout};
 use replica_nn::{LayerNorm, Linear, Value, init};
 
 use crate::model::ModelConfig;
@@ -83,7 +83,7 @@ impl FeedForward {
     }
 
     fn forward(&self, x: &Value) -> Result<Value> {
-        self.down.forward(&self.up.forward(x)?.relu()?)
+        self.down.forward(&self.up.activated(x, Activation::Relu)?)
     }
 }
 

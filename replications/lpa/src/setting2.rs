@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use replica_nn::ops::{Attention, RopeTable};
+use replica_nn::ops::{Activation, Attention, RopeTable, Scores};
 use replica_nn::{Linear, RmsNorm, Value, init};
 
 use crate::model::ModelConfig;
@@ -47,10 +47,9 @@ impl SelfAttention {
     /// # Errors
     /// The last dimension is not d, or the sequence is longer than `seq_len`.
     pub fn forward(&self, x: &Value) -> Result<Value> {
-        let q = self.query.forward(x)?.rope(&self.rope, 0)?;
-        let k = self.key.forward(x)?.rope(&self.rope, 0)?;
-        let v = self.value.forward(x)?;
-        self.out.forward(&q.attention(&k, &v, self.attention)?)
+        let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
+        let scores = Scores { rope: Some(&self.rope), ..Scores::default() };
+        self.out.forward(&q.attention_with(&k, &v, self.attention, scores)?)
     }
 }
 
@@ -74,7 +73,7 @@ impl FeedForward {
     }
 
     fn forward(&self, x: &Value) -> Result<Value> {
-        self.down.forward(&self.gate.forward(x)?.swiglu(&self.up.forward(x)?)?)
+        self.down.forward(&self.gate.forward(x)?.gate(&self.up.forward(x)?, Activation::Silu)?)
     }
 }
 

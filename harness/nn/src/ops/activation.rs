@@ -1,4 +1,4 @@
-//! ReLU, GELU (tanh form), SiLU and SwiGLU, `silu(gate) * up`.
+//! ReLU, GELU (exact and by tanh), SiLU, and gated units `f(gate) * up` (Shazeer 2020).
 //!
 //! Kept for backward: the inputs; for ReLU the result, which the next layer keeps anyway.
 
@@ -11,163 +11,213 @@ use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
 use crate::tape::{CHUNK, Grad, Value};
 
-impl Value {
+/// An elementwise nonlinearity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
     /// max(x, 0); its gradient at 0 is 0, as in PyTorch.
-    ///
-    /// # Errors
-    /// A device failed.
-    pub fn relu(&self) -> Result<Value> {
-        for_device!(self.tensor(), relu(self))
-    }
-
+    Relu,
+    /// x times the normal distribution function (`gelu`).
+    Gelu,
     /// GELU by its tanh approximation (`gelu_new`, `approximate="tanh"`).
+    GeluTanh,
+    /// x * sigmoid(x) (`swish`).
+    Silu,
+}
+
+impl Value {
+    /// `f(x)`, elementwise.
     ///
     /// # Errors
     /// A device failed.
-    pub fn gelu_tanh(&self) -> Result<Value> {
-        for_device!(self.tensor(), gelu_tanh(self))
+    pub fn activate(&self, activation: Activation) -> Result<Value> {
+        for_device!(self.tensor(), activate(self, activation))
     }
 
-    /// x * sigmoid(x).
-    ///
-    /// # Errors
-    /// A device failed.
-    pub fn silu(&self) -> Result<Value> {
-        for_device!(self.tensor(), silu(self))
-    }
-
-    /// silu(self) * up: the gate of a LLaMA-style feed-forward layer (Shazeer 2020).
+    /// `f(self) * up`, elementwise: a gated feed-forward layer's inner part, SwiGLU with [`Activation::Silu`].
     ///
     /// # Errors
     /// The shapes differ.
-    pub fn swiglu(&self, up: &Value) -> Result<Value> {
-        for_device!(self.tensor(), swiglu(self, up))
+    pub fn gate(&self, up: &Value, activation: Activation) -> Result<Value> {
+        for_device!(self.tensor(), gate(self, up, activation))
     }
 }
 
-/// `y = f(x)`, elementwise.
-fn map<T: Real>(x: &Tensor, f: impl Fn(T) -> T + Sync) -> Result<Vec<T>> {
-    let mut y = buffer::<T>(x.elem_count());
-    slice::<T, _>(x, |x| {
-        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-            vectorised(
-                #[inline(always)]
-                || y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x)),
-            );
-        });
-    })?;
-    Ok(y)
+/// A nonlinearity and its derivative, known when loops over them are compiled.
+pub(crate) trait Curve: Copy + Sync + Send + 'static {
+    /// f(x)
+    fn value<T: Real>(x: T) -> T;
+    /// f'(x)
+    fn slope<T: Real>(x: T) -> T;
 }
 
-/// `z = f(x, y)`, elementwise.
-fn zip<T: Real>(x: &Tensor, y: &Tensor, f: impl Fn(T, T) -> T + Sync) -> Result<Vec<T>> {
-    let mut z = buffer::<T>(x.elem_count());
-    slice::<T, _>(x, |x| {
-        slice::<T, _>(y, |y| {
-            z.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(y.par_chunks(CHUNK)).for_each(
-                |((z, x), y)| {
-                    vectorised(
-                        #[inline(always)]
-                        || z.iter_mut().zip(x).zip(y).for_each(|((z, x), y)| *z = f(*x, *y)),
-                    );
-                },
-            );
-        })
-    })??;
-    Ok(z)
+#[derive(Clone, Copy)]
+pub(crate) struct Relu;
+#[derive(Clone, Copy)]
+pub(crate) struct Gelu;
+#[derive(Clone, Copy)]
+pub(crate) struct GeluTanh;
+#[derive(Clone, Copy)]
+pub(crate) struct Silu;
+
+/// Calls a function generic over a number type and a [`Curve`].
+macro_rules! for_activation {
+    ($activation:expr, $function:ident::<$t:ty>($($argument:expr),* $(,)?)) => {
+        match $activation {
+            $crate::ops::Activation::Relu => $function::<$t, $crate::ops::activation::Relu>($($argument),*),
+            $crate::ops::Activation::Gelu => $function::<$t, $crate::ops::activation::Gelu>($($argument),*),
+            $crate::ops::Activation::GeluTanh => $function::<$t, $crate::ops::activation::GeluTanh>($($argument),*),
+            $crate::ops::Activation::Silu => $function::<$t, $crate::ops::activation::Silu>($($argument),*),
+        }
+    };
+}
+pub(crate) use for_activation;
+
+impl Curve for Relu {
+    #[inline(always)]
+    fn value<T: Real>(x: T) -> T {
+        x.larger(T::zero())
+    }
+
+    /// The same for the result as for the input.
+    #[inline(always)]
+    fn slope<T: Real>(x: T) -> T {
+        if x > T::zero() { T::one() } else { T::zero() }
+    }
 }
 
-/// An activation whose derivative is `slope(kept)`, where `kept` is the input or the result.
-fn activation<T: Real>(
-    x: &Value,
-    y: Vec<T>,
-    keep_result: bool,
-    slope: impl Fn(T) -> T + Sync + 'static,
-) -> Result<Value> {
-    let y = tensor(y, x.tensor().shape())?;
-    let Some(tape) = Value::recording(&[x], &[]) else { return Ok(x.unrecorded(y)) };
-    let (slot, kept) = (x.slot(), if keep_result { y.clone() } else { x.tensor().clone() });
-    Ok(tape.record(y, move |dy, flow| {
-        let dx = zip::<T>(&kept, dy.tensor(), |v, dy| dy * slope(v))?;
-        flow.send_to_slot::<T>(slot, Grad::new(tensor(dx, kept.shape())?))
-    }))
+impl Curve for Gelu {
+    #[inline(always)]
+    fn value<T: Real>(x: T) -> T {
+        x * normal_cdf(x)
+    }
+
+    #[inline(always)]
+    fn slope<T: Real>(x: T) -> T {
+        let density = T::from_f64(0.398_942_280_401_432_7) * (x * x * T::from_f64(-0.5)).exp();
+        x.mul_add(density, normal_cdf(x))
+    }
 }
 
-fn relu<T: Real>(x: &Value) -> Result<Value> {
-    let y = map::<T>(
-        x.tensor(),
-        #[inline(always)]
-        |v| v.larger(T::zero()),
-    )?;
-    activation::<T>(
-        x,
-        y,
-        true,
-        #[inline(always)]
-        |y| if y > T::zero() { T::one() } else { T::zero() },
-    )
+#[inline(always)]
+fn normal_cdf<T: Real>(x: T) -> T {
+    let half = T::from_f64(0.5);
+    half.mul_add((x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf(), half)
+}
+
+/// With u = sqrt(2/pi) (x + 0.044715 x^3): (1 + tanh u) / 2 = sigmoid(2 u).
+impl GeluTanh {
+    const A: f64 = 1.595_769_121_605_731;
+    const B: f64 = 0.044_715;
+
+    #[inline(always)]
+    fn sigmoid<T: Real>(x: T) -> T {
+        sigmoid(T::from_f64(Self::A) * x * (T::from_f64(Self::B) * x).mul_add(x, T::one()))
+    }
+}
+
+impl Curve for GeluTanh {
+    #[inline(always)]
+    fn value<T: Real>(x: T) -> T {
+        x * Self::sigmoid(x)
+    }
+
+    #[inline(always)]
+    fn slope<T: Real>(x: T) -> T {
+        let s = Self::sigmoid(x);
+        let du = T::from_f64(Self::A) * (T::from_f64(3.0 * Self::B) * x).mul_add(x, T::one());
+        (x * s * (T::one() - s)).mul_add(du, s)
+    }
+}
+
+impl Curve for Silu {
+    #[inline(always)]
+    fn value<T: Real>(x: T) -> T {
+        x * sigmoid(x)
+    }
+
+    #[inline(always)]
+    fn slope<T: Real>(x: T) -> T {
+        let s = sigmoid(x);
+        s * (x * (T::one() - s) + T::one())
+    }
 }
 
 /// Logistic function.
 #[inline(always)]
-fn sigmoid<T: Real>(x: T) -> T {
+pub(crate) fn sigmoid<T: Real>(x: T) -> T {
     T::one() / (T::one() + (T::zero() - x).exp())
 }
 
-fn silu<T: Real>(x: &Value) -> Result<Value> {
-    let y = map::<T>(
-        x.tensor(),
-        #[inline(always)]
-        |v| v * sigmoid(v),
-    )?;
-    activation::<T>(x, y, false, silu_slope)
+fn activate<T: Real>(x: &Value, activation: Activation) -> Result<Value> {
+    for_activation!(activation, activate_by::<T>(x, activation == Activation::Relu))
 }
 
-#[inline(always)]
-fn silu_slope<T: Real>(x: T) -> T {
-    let s = sigmoid(x);
-    s * (T::one() + x * (T::one() - s))
+fn activate_by<T: Real, C: Curve>(x: &Value, keep_result: bool) -> Result<Value> {
+    let mut y = buffer::<T>(x.tensor().elem_count());
+    slice::<T, _>(x.tensor(), |x| {
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+            vectorised(
+                #[inline(always)]
+                || y.iter_mut().zip(x).for_each(|(y, x)| *y = C::value(*x)),
+            );
+        });
+    })?;
+    let y = tensor(y, x.tensor().shape())?;
+    let Some(tape) = Value::recording(&[x], &[]) else { return Ok(x.unrecorded(y)) };
+    let (slot, kept) = (x.slot(), if keep_result { y.clone() } else { x.tensor().clone() });
+    Ok(tape.record(y, move |dy, flow| {
+        let mut dx = buffer::<T>(kept.elem_count());
+        slice::<T, _>(&kept, |x| {
+            slice::<T, _>(dy.tensor(), |dy| {
+                let inputs = x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK));
+                dx.par_chunks_mut(CHUNK).zip(inputs).for_each(|(dx, (x, dy))| {
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let inputs = x.iter().zip(dy);
+                            dx.iter_mut().zip(inputs).for_each(|(dx, (x, dy))| *dx = *dy * C::slope(*x));
+                        },
+                    );
+                });
+            })
+        })??;
+        flow.send_to_slot::<T>(slot, Grad::new(tensor(dx, kept.shape())?))
+    }))
 }
 
-/// With u = sqrt(2/pi) (x + 0.044715 x^3): (1 + tanh u) / 2 = sigmoid(2 u).
-fn gelu_tanh<T: Real>(x: &Value) -> Result<Value> {
-    let (a, b) = (T::from_f64(2.0 * (2.0 / std::f64::consts::PI).sqrt()), T::from_f64(0.044_715));
-    let y = map::<T>(
-        x.tensor(),
-        #[inline(always)]
-        |v| v * sigmoid(a * v * (b * v).mul_add(v, T::one())),
-    )?;
-    activation::<T>(
-        x,
-        y,
-        false,
-        #[inline(always)]
-        move |v| {
-            let s = sigmoid(a * v * (b * v).mul_add(v, T::one()));
-            let du = a * (T::of(3) * b * v).mul_add(v, T::one());
-            (v * s * (T::one() - s)).mul_add(du, s)
-        },
-    )
-}
-
-fn swiglu<T: Real>(gate: &Value, up: &Value) -> Result<Value> {
+fn gate<T: Real>(gate: &Value, up: &Value, activation: Activation) -> Result<Value> {
     if gate.tensor().shape() != up.tensor().shape() {
-        bail!("swiglu: {:?} and {:?}", gate.tensor().shape(), up.tensor().shape());
+        bail!("gate: {:?} and {:?}", gate.tensor().shape(), up.tensor().shape());
     }
-    let y = zip::<T>(
-        gate.tensor(),
-        up.tensor(),
-        #[inline(always)]
-        |g, u| g * sigmoid(g) * u,
-    )?;
+    for_activation!(activation, gate_by::<T>(gate, up))
+}
+
+fn gate_by<T: Real, C: Curve>(gate: &Value, up: &Value) -> Result<Value> {
+    let mut y = buffer::<T>(gate.tensor().elem_count());
+    slice::<T, _>(gate.tensor(), |gate| {
+        slice::<T, _>(up.tensor(), |up| {
+            let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
+            y.par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (gate, up))| {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let inputs = gate.iter().zip(up);
+                        y.iter_mut().zip(inputs).for_each(|(y, (gate, up))| *y = C::value(*gate) * *up);
+                    },
+                );
+            });
+        })
+    })??;
     let y = tensor(y, gate.tensor().shape())?;
     let Some(tape) = Value::recording(&[gate, up], &[]) else { return Ok(gate.unrecorded(y)) };
-    let (slots, gate, up) = ((gate.slot(), up.slot()), gate.tensor().clone(), up.tensor().clone());
+    let (slots, kept): (_, [Tensor; 2]) =
+        ((gate.slot(), up.slot()), [gate.tensor().clone(), up.tensor().clone()]);
     Ok(tape.record(y, move |dy, flow| {
+        let [gate, up] = &kept;
         let n = gate.elem_count();
         let (mut dg, mut du) = (buffer::<T>(n), buffer::<T>(n));
-        slice::<T, _>(&gate, |g| {
-            slice::<T, _>(&up, |u| {
+        slice::<T, _>(gate, |g| {
+            slice::<T, _>(up, |u| {
                 slice::<T, _>(dy.tensor(), |dy| {
                     let results = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK));
                     let inputs = g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
@@ -176,9 +226,8 @@ fn swiglu<T: Real>(gate: &Value, up: &Value) -> Result<Value> {
                             #[inline(always)]
                             || {
                                 for i in 0..g.len() {
-                                    let s = sigmoid(g[i]);
-                                    du[i] = dy[i] * g[i] * s;
-                                    dg[i] = dy[i] * u[i] * s * (T::one() + g[i] * (T::one() - s));
+                                    du[i] = dy[i] * C::value(g[i]);
+                                    dg[i] = dy[i] * u[i] * C::slope(g[i]);
                                 }
                             },
                         );

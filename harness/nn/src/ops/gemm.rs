@@ -49,6 +49,14 @@ unsafe fn product<T: Real>(
     b: Matrix<*const T>,
     parallelism: Parallelism,
 ) {
+    if k == 0 {
+        for i in (0..m).filter(|_| !accumulate) {
+            // SAFETY: `dst` lies within its allocation.
+            (0..n)
+                .for_each(|j| unsafe { *dst.data.add(i * dst.row_stride + j * dst.col_stride) = T::zero() });
+        }
+        return;
+    }
     // SAFETY: passed on to the caller.
     unsafe {
         gemm::gemm(
@@ -92,12 +100,6 @@ fn whole<T: Real>(
     let (m, n, k) = size;
     assert!(dst.len() == m * n && a.0.len() == m * k && b.0.len() == k * n, "matrix sizes disagree");
     if m * n == 0 {
-        return;
-    }
-    if k == 0 {
-        if !accumulate {
-            dst.fill(T::zero());
-        }
         return;
     }
     // SAFETY: the views cover the slices exactly, as asserted; `dst` is borrowed mutably.

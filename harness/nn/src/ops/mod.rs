@@ -20,7 +20,8 @@ mod select;
 mod squared_error;
 mod sum;
 
-pub use attention::Attention;
+pub use activation::Activation;
+pub use attention::{Attention, Scores};
 pub use cross_entropy::IGNORE;
 pub use dropout::Dropout;
 pub use rope::RopeTable;

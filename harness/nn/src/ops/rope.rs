@@ -52,15 +52,13 @@ impl RopeTable {
         (&self.cos[position * half..][..half], &self.sin[position * half..][..half])
     }
 
-    /// That the table fits an input `[batch, t, width]` from position `start`.
-    pub(crate) fn check(&self, batch: usize, t: usize, width: usize, start: usize) -> Result<()> {
+    /// That positions `start..start + len` exist for heads of `head_dim`.
+    pub(crate) fn check(&self, start: usize, len: usize, head_dim: usize) -> Result<()> {
         let half = self.head_dim / 2;
-        if half == 0 || width % self.head_dim != 0 || (start + t) * half > self.cos.len() {
-            bail!(
-                "rope: input [{batch}, {t}, {width}] from position {start} for heads of {} and {} positions",
-                self.head_dim,
-                self.cos.len() / half.max(1)
-            );
+        let positions = self.cos.len() / half.max(1);
+        if half == 0 || head_dim != self.head_dim || start + len > positions {
+            let wanted = format!("{len} positions from {start} for heads of {head_dim}");
+            bail!("rope: {wanted}, the table has {positions} for heads of {}", self.head_dim);
         }
         Ok(())
     }
@@ -75,6 +73,38 @@ impl RopeTable {
     pub(crate) fn on_device<R>(&self, f: impl FnOnce(&super::cuda::Table, &[f64], &[f64]) -> R) -> R {
         f(&self.device, &self.cos, &self.sin)
     }
+
+    /// Angles of positions `start..start + len` for heads of `head_dim`.
+    pub(crate) fn window<T: Real>(&self, start: usize, len: usize, head_dim: usize) -> Result<Angles<T>> {
+        self.check(start, len, head_dim)?;
+        let half = self.head_dim / 2;
+        let numbers =
+            |v: &[f64]| v[start * half..(start + len) * half].iter().map(|v| T::from_f64(*v)).collect();
+        Ok(Angles { half, cos: numbers(&self.cos), sin: numbers(&self.sin) })
+    }
+}
+
+/// Cosines and sines `[positions, head_dim / 2]` of a range of positions.
+pub(crate) struct Angles<T> {
+    half: usize,
+    cos: Vec<T>,
+    sin: Vec<T>,
+}
+
+impl<T: Real> Angles<T> {
+    /// `to` is the head `from`, turned by `sign` times the angles of `position`.
+    #[inline(always)]
+    pub(crate) fn turn(&self, to: &mut [T], from: &[T], position: usize, sign: T) {
+        let half = self.half;
+        let (cos, sin) = (&self.cos[position * half..][..half], &self.sin[position * half..][..half]);
+        let ((y1, y2), (x1, x2)) = (to.split_at_mut(half), from.split_at(half));
+        let (y2, x2) = (&mut y2[..half], &x2[..half]);
+        for i in 0..half {
+            let s = sign * sin[i];
+            y1[i] = x1[i] * cos[i] - x2[i] * s;
+            y2[i] = x2[i] * cos[i] + x1[i] * s;
+        }
+    }
 }
 
 impl Value {
@@ -88,39 +118,32 @@ impl Value {
 }
 
 fn rope<T: Real>(x: &Value, table: &RopeTable, start: usize) -> Result<Value> {
-    let (batch, t, width) = x.tensor().dims3()?;
-    table.check(batch, t, width, start)?;
-    let half = table.head_dim / 2;
-    let window = start * half..(start + t) * half;
-    let number = |v: &f64| T::from_f64(*v);
-    let cos: Arc<Vec<T>> = Arc::new(table.cos[window.clone()].iter().map(number).collect());
-    let sin: Arc<Vec<T>> = Arc::new(table.sin[window].iter().map(number).collect());
-    let y = slice::<T, _>(x.tensor(), |x| turn(x, &cos, &sin, (t, width, half), T::one()))?;
+    let (_, t, width) = x.tensor().dims3()?;
+    if table.head_dim == 0 || width % table.head_dim != 0 {
+        bail!("rope: width {width} is no multiple of the table's head_dim {}", table.head_dim);
+    }
+    let angles = Arc::new(table.window::<T>(start, t, table.head_dim)?);
+    let y = slice::<T, _>(x.tensor(), |x| turn(x, &angles, (t, width), T::one()))?;
     let y = tensor(y, x.tensor().shape())?;
     let Some(tape) = Value::recording(&[x], &[]) else { return Ok(x.unrecorded(y)) };
     let slot = x.slot();
     Ok(tape.record(y, move |dy, flow| {
-        let dx =
-            slice::<T, _>(dy.tensor(), |dy| turn(dy, &cos, &sin, (t, width, half), T::zero() - T::one()))?;
+        let dx = slice::<T, _>(dy.tensor(), |dy| turn(dy, &angles, (t, width), T::zero() - T::one()))?;
         flow.send_to_slot::<T>(slot, Grad::new(tensor(dx, dy.tensor().shape())?))
     }))
 }
 
-/// Turns by `sign` times the angle.
-fn turn<T: Real>(x: &[T], cos: &[T], sin: &[T], (t, width, half): (usize, usize, usize), sign: T) -> Vec<T> {
+/// Turns every head by `sign` times the angle of its row.
+fn turn<T: Real>(x: &[T], angles: &Angles<T>, (t, width): (usize, usize), sign: T) -> Vec<T> {
     let mut y = buffer::<T>(x.len());
+    let d = 2 * angles.half;
     y.par_chunks_mut(t * width).zip(x.par_chunks(t * width)).for_each(|(y, x)| {
         vectorised(
             #[inline(always)]
             || {
                 for (j, (y, x)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
-                    let (c, s) = (&cos[j * half..][..half], &sin[j * half..][..half]);
-                    for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                        let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
-                        for i in 0..half {
-                            y1[i] = x1[i] * c[i] - sign * x2[i] * s[i];
-                            y2[i] = x2[i] * c[i] + sign * x1[i] * s[i];
-                        }
+                    for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                        angles.turn(y, x, j, sign);
                     }
                 }
             },

@@ -1,29 +1,24 @@
-//! ReLU, GELU, SiLU and SwiGLU: see `ops/activation.rs`.
+//! Activations and gated units: see `ops/activation.rs`.
 
 use candle_core::{Result, bail};
 
 use super::device::{Gpu, address, int, launch};
 use super::{elements, kernel, same_type};
+use crate::ops::Activation;
 use crate::tape::{Grad, Value};
 
-/// The kernels' codes.
-const RELU: i32 = 1;
-const GELU_TANH: i32 = 3;
-const SILU: i32 = 4;
-
-pub(crate) fn relu(x: &Value) -> Result<Value> {
-    activation(x, RELU)
+/// The kernels' code.
+pub(super) fn code(activation: Activation) -> i32 {
+    match activation {
+        Activation::Relu => 1,
+        Activation::Gelu => 2,
+        Activation::GeluTanh => 3,
+        Activation::Silu => 4,
+    }
 }
 
-pub(crate) fn gelu_tanh(x: &Value) -> Result<Value> {
-    activation(x, GELU_TANH)
-}
-
-pub(crate) fn silu(x: &Value) -> Result<Value> {
-    activation(x, SILU)
-}
-
-fn activation(x: &Value, code: i32) -> Result<Value> {
+pub(crate) fn activate(x: &Value, activation: Activation) -> Result<Value> {
+    let code = code(activation);
     let gpu = Gpu::of(x.tensor())?;
     let n = x.tensor().elem_count();
     let y = gpu.empty(x.tensor().shape(), x.tensor().dtype())?;
@@ -31,7 +26,8 @@ fn activation(x: &Value, code: i32) -> Result<Value> {
     launch!(gpu, "activation", &forward, elements(n), address(x.tensor())?, address(&y)?, n, code)?;
     let Some(tape) = Value::recording(&[x], &[]) else { return Ok(x.unrecorded(y)) };
     // ReLU's slope is known from its result, which the next layer keeps anyway
-    let (slot, kept) = (x.slot(), if code == RELU { y.clone() } else { x.tensor().clone() });
+    let (slot, kept) =
+        (x.slot(), if activation == Activation::Relu { y.clone() } else { x.tensor().clone() });
     Ok(tape.record(y, move |dy, flow| {
         let dx = gpu.empty(kept.shape(), kept.dtype())?;
         let backward = kernel("activation_backward", &kept)?;
@@ -41,11 +37,11 @@ fn activation(x: &Value, code: i32) -> Result<Value> {
     }))
 }
 
-pub(crate) fn swiglu(gate: &Value, up: &Value) -> Result<Value> {
+pub(crate) fn gate(gate: &Value, up: &Value, activation: Activation) -> Result<Value> {
     if gate.tensor().shape() != up.tensor().shape() {
-        bail!("swiglu: {:?} and {:?}", gate.tensor().shape(), up.tensor().shape());
+        bail!("gate: {:?} and {:?}", gate.tensor().shape(), up.tensor().shape());
     }
-    same_type("swiglu", gate.tensor(), &[up.tensor()])?;
+    same_type("gate", gate.tensor(), &[up.tensor()])?;
     let gpu = Gpu::of(gate.tensor())?;
     let n = gate.tensor().elem_count();
     let width = gate.tensor().dims().last().copied().unwrap_or(1);
@@ -63,7 +59,7 @@ pub(crate) fn swiglu(gate: &Value, up: &Value) -> Result<Value> {
         int(width)?,
         width,
         width,
-        SILU,
+        code(activation),
     )?;
     let Some(tape) = Value::recording(&[gate, up], &[]) else { return Ok(gate.unrecorded(y)) };
     let (slots, gate, up) = ((gate.slot(), up.slot()), gate.tensor().clone(), up.tensor().clone());
@@ -85,7 +81,7 @@ pub(crate) fn swiglu(gate: &Value, up: &Value) -> Result<Value> {
             width,
             width,
             width,
-            SILU,
+            code(activation),
         )?;
         flow.send(slots.0, Grad::new(dg))?;
         flow.send(slots.1, Grad::new(du))

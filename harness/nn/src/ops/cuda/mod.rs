@@ -7,7 +7,7 @@
 //! sums are cut by shapes alone and added in a fixed order.
 
 mod activation;
-pub(crate) mod adamw;
+pub mod adamw;
 mod add;
 mod attention;
 mod cross_entropy;
@@ -30,14 +30,14 @@ use device::{Gpu, Grid, address, launch};
 
 use crate::tape::Destination;
 
-pub(crate) use activation::{gelu_tanh, relu, silu, swiglu};
+pub(crate) use activation::{activate, gate};
 pub(crate) use add::{add, add_positions};
 pub(crate) use attention::attend;
 pub(crate) use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub(crate) use dropout::dropout;
 pub(crate) use embedding::embedding;
 pub(crate) use layer_norm::layer_norm;
-pub(crate) use linear::linear;
+pub(crate) use linear::{linear, linear_activation};
 pub(crate) use rms_norm::rms_norm;
 pub(crate) use rope::{Table, rope};
 pub(crate) use select::select;

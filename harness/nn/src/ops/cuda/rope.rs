@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda::DeviceId;
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
-use super::device::{Gpu, address, int, launch};
+use super::device::{Address, Gpu, address, int, launch};
 use super::{elements, kernel};
 use crate::ops::RopeTable;
 use crate::tape::{Grad, Value};
@@ -29,52 +29,60 @@ impl Table {
 }
 
 pub(crate) fn rope(x: &Value, table: &RopeTable, start: usize) -> Result<Value> {
-    let (batch, t, width) = x.tensor().dims3()?;
-    table.check(batch, t, width, start)?;
+    let (_, t, width) = x.tensor().dims3()?;
+    let head_dim = table.head_dim();
+    if head_dim == 0 || width % head_dim != 0 {
+        bail!("rope: width {width} is no multiple of the table's head_dim {head_dim}");
+    }
+    table.check(start, t, head_dim)?;
     let gpu = Gpu::of(x.tensor())?;
-    let (cos, sin) = table.on_device(|device, cos, sin| device.on(&gpu, cos, sin))?;
-    let turn = Turn { cos, sin, t, head_dim: table.head_dim(), start };
-    let y = turn.apply(&gpu, x.tensor(), 1.0)?;
+    let table = table.clone();
+    let turned = move |x: &Tensor, sign: f32| {
+        let y = gpu.empty(x.shape(), x.dtype())?;
+        let rows = x.elem_count() / width.max(1);
+        let (from, to) = ((address(x)?, width), (address(&y)?, width));
+        turn(&gpu, &table, x, from, to, (rows, t, width / head_dim), start, sign)?;
+        Ok::<_, candle_core::Error>(y)
+    };
+    let y = turned(x.tensor(), 1.0)?;
     let Some(tape) = Value::recording(&[x], &[]) else { return Ok(x.unrecorded(y)) };
     let slot = x.slot();
     Ok(tape.record(y, move |dy, flow| {
-        let dx = turn.apply(&gpu, dy.tensor(), -1.0)?;
+        let dx = turned(dy.tensor(), -1.0)?;
         flow.send(slot, Grad::new(dx))
     }))
 }
 
-/// The positions of one call.
-struct Turn {
-    cos: Tensor,
-    sin: Tensor,
-    t: usize,
-    head_dim: usize,
+/// Turns `heads` heads of `rows` rows by `sign` times the angles of their positions, which are `start` + row % `t`.
+/// `from` and `to` are the first element and the distance between rows, of numbers of `like`'s type; they may be one.
+#[allow(clippy::too_many_arguments, reason = "the kernel's arguments")]
+pub(super) fn turn(
+    gpu: &Gpu,
+    table: &RopeTable,
+    like: &Tensor,
+    from: (Address, usize),
+    to: (Address, usize),
+    (rows, t, heads): (usize, usize, usize),
     start: usize,
-}
-
-impl Turn {
-    /// Turns by `sign` times the angle.
-    fn apply(&self, gpu: &Gpu, x: &Tensor, sign: f32) -> Result<Tensor> {
-        let (batch, _, width) = x.dims3()?;
-        let y = gpu.empty(x.shape(), x.dtype())?;
-        launch!(
-            gpu,
-            "rope",
-            &kernel("rope", x)?,
-            elements(x.elem_count() / 2),
-            address(x)?,
-            address(&self.cos)?,
-            address(&self.sin)?,
-            address(&y)?,
-            batch * self.t,
-            int(self.t)?,
-            int(width / self.head_dim)?,
-            int(self.head_dim)?,
-            width,
-            width,
-            int(self.start)?,
-            sign,
-        )?;
-        Ok(y)
-    }
+    sign: f32,
+) -> Result<()> {
+    let (cos, sin) = table.on_device(|device, cos, sin| device.on(gpu, cos, sin))?;
+    launch!(
+        gpu,
+        "rope",
+        &kernel("rope", like)?,
+        elements(rows * heads * table.head_dim() / 2),
+        from.0,
+        address(&cos)?,
+        address(&sin)?,
+        to.0,
+        rows,
+        int(t)?,
+        int(heads)?,
+        int(table.head_dim())?,
+        from.1,
+        to.1,
+        int(start)?,
+        sign,
+    )
 }
