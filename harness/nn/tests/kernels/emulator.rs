@@ -180,7 +180,7 @@ fn build() -> Option<Emulator> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (kernels, tests) = (root.join("src/ops/cuda"), root.join("tests/kernels"));
     let mut flags = vec!["-O2", "-g1", "-std=c++17", "-fPIC", "-Wall", "-Wno-unknown-pragmas"];
-    // for example -fsanitize=address,undefined, with the sanitiser's library in LD_PRELOAD
+    // for example -fsanitize=address,undefined with the sanitisers' libraries in LD_PRELOAD and --test-threads=1
     let more = std::env::var("EMULATOR_FLAGS").unwrap_or_default();
     flags.extend(more.split_whitespace());
 
@@ -199,8 +199,9 @@ fn build() -> Option<Emulator> {
         out.join(format!("{stem}-{:016x}.o", hash.finish()))
     };
     let objects: Vec<PathBuf> = sources.iter().map(name_of).collect();
-    let run = |arguments: &mut Command| {
-        let output = arguments.output().unwrap();
+    let run = |command: &mut Command| {
+        // a preloaded sanitiser is for the kernels
+        let output = command.env_remove("LD_PRELOAD").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     // a temporary name, then a rename: test processes may build at the same time

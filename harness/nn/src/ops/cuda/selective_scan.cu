@@ -91,7 +91,7 @@ __device__ __forceinline__ void selective_scan_forward(const T* u, const T* delt
             states[(((long long)blockIdx.y * chunks + chunk) * d + channel) * n_states + n] = x;
         }
         __syncthreads();
-#pragma unroll 8
+#pragma unroll 4
         for (int l = 0; l < MAMBA_CHUNK; ++l) {
             const float step = delta_tile[l][c], input = u_tile[l][c];
             x = exp2f(step * a) * x + step * input * b_tile[l][n];
