@@ -89,7 +89,10 @@ fn load(name: &str) -> std::result::Result<&'static Library, String> {
     // SAFETY: these libraries may be loaded at any time.
     match unsafe { Library::new(name) } {
         Ok(library) => Ok(Box::leak(Box::new(library))),
-        Err(e) => Err(format!("{name} does not load: {e}")),
+        Err(e) => {
+            let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+            Err(format!("{name} does not load: {why}"))
+        }
     }
 }
 

@@ -57,6 +57,9 @@ pub(crate) fn reset_peak_memory(device: &CudaDevice) {
     let _ = set_pool(stream.context(), sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0);
 }
 
+/// Dynamic shared memory that a kernel gets without its consent (CUDA programming guide).
+const SHARED: usize = 48 * 1024;
+
 /// Kernels by device ordinal and name. All contexts on a device share its primary context, so a module is
 /// loaded once a process; the list is never dropped, because at exit the driver may be gone before it.
 static FUNCTIONS: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
@@ -64,7 +67,8 @@ static FUNCTIONS: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
 /// The kernels of one device.
 struct Loaded {
     ordinal: usize,
-    functions: HashMap<String, CudaFunction>,
+    /// With the bytes of dynamic shared memory each may ask for.
+    functions: HashMap<String, (CudaFunction, usize)>,
     modules: HashMap<&'static str, Arc<candle_core::cuda::cudarc::driver::CudaModule>>,
 }
 
@@ -301,7 +305,11 @@ impl Gpu {
             devices.len() - 1
         });
         let loaded = &mut devices[at];
-        if let Some(function) = loaded.functions.get(name) {
+        if let Some((function, allowed)) = loaded.functions.get_mut(name) {
+            if shared > *allowed {
+                allow(function, shared)?;
+                *allowed = shared;
+            }
             return Ok(function.clone());
         }
         let Some((_, ptx)) = MODULES.iter().find(|(have, _)| *have == module) else {
@@ -322,14 +330,18 @@ impl Gpu {
             Ok(function) => function,
             Err(e) => bail!("kernels `{module}` have no `{name}`: {e}"),
         };
-        // more than this needs the kernel's consent (CUDA programming guide, shared memory)
-        if shared > 48 * 1024 {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(attribute, dim(shared)? as i32).w()?;
+        if shared > SHARED {
+            allow(&function, shared)?;
         }
-        loaded.functions.insert(name.to_owned(), function.clone());
+        loaded.functions.insert(name.to_owned(), (function.clone(), shared.max(SHARED)));
         Ok(function)
     }
+}
+
+/// Lets a kernel ask for `shared` bytes of dynamic shared memory.
+fn allow(function: &CudaFunction, shared: usize) -> Result<()> {
+    let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    function.set_attribute(attribute, dim(shared)? as i32).w()
 }
 
 /// A size as the driver wants it.

@@ -114,7 +114,7 @@ pub(crate) fn linear_activation(
         let gpu = &call.gpu;
         let db = call.bias.as_ref().map_or(Ok(None), |bias| flow.parameter(bias))?;
         let gradient = gpu.empty(product.shape(), product.dtype())?;
-        let (grid, sums) = column_sums(gpu, &product, n, o)?;
+        let (grid, sums) = column_sums(gpu, n, o)?;
         launch!(
             gpu,
             "bias_activation",
@@ -144,7 +144,7 @@ pub(super) fn add_bias(gpu: &Gpu, y: &Tensor, bias: &Tensor, rows: usize, width:
 
 /// `to[width] (+)= sum over rows of dy[rows, width]`.
 pub(super) fn sum_rows(gpu: &Gpu, dy: &Tensor, to: &Destination, rows: usize, width: usize) -> Result<()> {
-    let (grid, sums) = column_sums(gpu, dy, rows, width)?;
+    let (grid, sums) = column_sums(gpu, rows, width)?;
     let (function, width) = (kernel("bias_activation_backward", dy)?, int(width)?);
     let (dy, partial, null) = (address(dy)?, address(&sums)?, Address::NULL);
     launch!(gpu, "bias_activation", &function, grid, dy, null, null, partial, rows, width, NONE)?;
@@ -152,9 +152,8 @@ pub(super) fn sum_rows(gpu: &Gpu, dy: &Tensor, to: &Destination, rows: usize, wi
 }
 
 /// The launch that sums columns on its way, and the place of its partial sums.
-fn column_sums(gpu: &Gpu, dy: &Tensor, rows: usize, width: usize) -> Result<(Grid, Tensor)> {
+fn column_sums(gpu: &Gpu, rows: usize, width: usize) -> Result<(Grid, Tensor)> {
     let count = parts(rows, 64, 128);
-    let columns = if dy.dtype() == DType::F32 { 128 } else { 256 };
-    let grid = Grid { blocks: (width.div_ceil(columns), count, 1), threads: 256, shared: 0 };
+    let grid = Grid { blocks: (width.div_ceil(256), count, 1), threads: 256, shared: 0 };
     Ok((grid, gpu.empty((count, width), DType::F32)?))
 }
