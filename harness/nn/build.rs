@@ -1,7 +1,6 @@
 //! With feature `cuda`: compiles `src/ops/cuda/*.cu` to PTX, which the crate embeds. Otherwise nothing.
 
 use std::env;
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,7 +87,7 @@ fn compute_cap() -> Result<u32, String> {
 fn find_nvcc() -> Result<PathBuf, String> {
     let program = format!("nvcc{}", env::consts::EXE_SUFFIX);
     let toolkits = TOOLKITS.iter().filter_map(env::var_os).map(|home| PathBuf::from(home).join("bin"));
-    let path = env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = env::var_os("PATH").unwrap_or_default();
     let folders = toolkits.chain(env::split_paths(&path)).chain([PathBuf::from("/usr/local/cuda/bin")]);
     folders.map(|folder| folder.join(&program)).find(|nvcc| nvcc.is_file()).ok_or_else(|| {
         format!(

@@ -69,6 +69,8 @@ pub(crate) enum Command {
     Data(DataOptions),
     /// Show what differs between two records, down to the first training step
     Diff(DiffOptions),
+    /// Time whole training steps, beside PyTorch where there is one
+    Bench(BenchOptions),
     /// Check this machine: device, threads, folders, disk; and say what to do about problems
     Doctor,
 }
@@ -217,4 +219,52 @@ pub(crate) struct DiffOptions {
     /// The other
     #[arg(value_name = "RECORD")]
     pub(crate) right: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Both sides start from the same weights and data, take turns on the same cores, and must agree on their losses (exit code 1 if not). PyTorch is used if a Python that can import torch is found: --python, else the variable REPLICA_PYTHON, else python3. Close other programs: times of a busy machine vary, ratios less so.
+
+Examples:
+  replica bench                            all workloads that suit this machine
+  replica bench decoder-small --rounds 15  one, with a narrower interval
+  replica bench --alone --output bench.json
+  replica bench --list                     the workloads")]
+pub(crate) struct BenchOptions {
+    /// What to time; see --list
+    #[arg(value_name = "WORKLOAD")]
+    pub(crate) workloads: Vec<String>,
+    /// List the workloads
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Threads of each side; all cores if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+    /// Turns of each side; below 6 there is no interval
+    #[arg(long, value_name = "N", default_value = "7", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) rounds: u16,
+    /// Timed steps a turn; as many as fill a second if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) steps: Option<u16>,
+    /// The Python to compare with
+    #[arg(long, value_name = "PATH", conflicts_with = "alone")]
+    pub(crate) python: Option<PathBuf>,
+    /// Do not look for a Python
+    #[arg(long)]
+    pub(crate) alone: bool,
+    /// Compare with torch.compile too; it needs a C++ compiler
+    #[arg(long)]
+    pub(crate) compile: bool,
+    /// Also measure what the per-step trace in records costs
+    #[arg(long)]
+    pub(crate) trace: bool,
+    /// Write everything that was measured to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Train one workload on request of another process, by lines on standard input
+    #[arg(long, hide = true, requires = "weights")]
+    pub(crate) serve: bool,
+    /// Weights and data for --serve
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub(crate) weights: Option<PathBuf>,
 }

@@ -48,5 +48,5 @@ pub use real::Real;
 pub use shapes::Shapes;
 pub use simd::{instruction_set, vectorised};
 pub use staging::Staging;
-pub use storage::{slice, slice_mut};
+pub use storage::{slice, slice_mut, slices};
 pub use tape::{Gradients, Tape, Value};

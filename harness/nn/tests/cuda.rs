@@ -137,6 +137,7 @@ fn elementwise() {
             check("activate", &[&[n]], &|x, _| x[0].activate(activation));
             check("gate", &[&[n], &[n]], &|x, _| x[0].gate(&x[1], activation));
         }
+        check("scale", &[&[n]], &|x, _| x[0].scale(-0.3));
         // the same masks on both
         check("dropout", &[&[n]], &|x, _| x[0].dropout(0.3, Some(&Dropout::new(11, 7))));
         // a value used several times: its gradient is moved once, then added to
@@ -168,6 +169,19 @@ fn positions() {
     for (batch, t, start) in [(1, 1, 0), (2, 7, 3), (3, 40, 20)] {
         check("rope", &[&[batch, t, 48]], &|x, _| x[0].rope(&table, start));
         check("add_positions", &[&[batch, t, 48], &[t + start, 48]], &|x, w| x[0].add_positions(&w[1]));
+    }
+}
+
+#[test]
+fn layouts() {
+    for (batch, a, b) in [(1, 1, 1), (2, 5, 70), (3, 64, 33)] {
+        check("transpose", &[&[batch, a, b]], &|x, _| x[0].transpose());
+        check("glu", &[&[batch, a, 2 * b]], &|x, _| x[0].glu());
+        let buckets: Vec<u32> = (0..(a * b) as u32).map(|i| i * i % 7).collect();
+        check("relative_bias", &[&[7, 3], &[3, a, b]], &|x, w| {
+            let buckets = Tensor::from_slice(&buckets, (a, b), w[0].device())?;
+            x[0].constant_beside(buckets).relative_bias(&w[0])?.gate(&x[1], Activation::Silu)
+        });
     }
 }
 

@@ -99,14 +99,14 @@ impl Projection {
         }
     }
 
-    /// `f(y)` for `y` as [`Projection::forward`] computes it.
+    /// `f` of that, elementwise.
     ///
     /// # Errors
-    /// The last dimension is not `d_in`.
-    pub fn activated(&self, x: &Value, activation: Activation) -> Result<Value> {
+    /// As [`Projection::forward`].
+    pub fn activated(&self, x: &Value, f: Activation) -> Result<Value> {
         match self {
-            Self::Full(w) => w.activated(x, activation),
-            Self::Low(a, b) => b.activated(&a.forward(x)?, activation),
+            Self::Full(w) => w.activated(x, f),
+            Self::Low(a, b) => b.activated(&a.forward(x)?, f),
         }
     }
 }

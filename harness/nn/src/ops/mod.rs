@@ -6,25 +6,44 @@
 mod activation;
 mod add;
 mod attention;
+mod causal_convolution;
+mod columns;
+mod conv1d;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod diagonal_kernel;
+mod diagonal_scan;
+mod discretisation;
 mod dropout;
 mod embedding;
 mod gemm;
+mod glu;
 mod layer_norm;
 mod linear;
+mod panels;
+mod relative_bias;
 mod rms_norm;
 mod rope;
+mod scale;
 mod select;
+mod selective_scan;
 mod squared_error;
 mod sum;
+mod transpose;
 
 pub use activation::Activation;
 pub use attention::{Attention, Scores};
 pub use cross_entropy::IGNORE;
+pub use diagonal_kernel::{DiagonalKernel, StepTransform};
+pub use diagonal_scan::DiagonalScan;
+pub use discretisation::Discretisation;
 pub use dropout::Dropout;
+pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
 pub use rope::RopeTable;
+pub use selective_scan::SelectiveScan;
+
+pub(crate) use panels::PanelKernel;
 
 /// Calls an operation for a tensor's device and number type: the function of this name in `cuda` for a CUDA
 /// tensor, otherwise the one beside the caller, which is generic over [`Real`](crate::Real). With `cpu` before

@@ -78,7 +78,7 @@ impl Flow {
     /// As [`Flow::send_to_parameter`].
     pub(super) fn send_to_parameter_on_device(&mut self, parameter: &Tensor, grad: &Grad) -> Result<()> {
         let Some(to) = self.parameter(parameter)? else { return Ok(()) };
-        elementwise::scale(&Gpu::of(parameter)?, &grad.tensor, &to, None)
+        elementwise::scale(&Gpu::of(parameter)?, &grad.tensor, &to, 1.0, None)
     }
 }
 

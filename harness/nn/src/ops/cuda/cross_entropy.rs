@@ -151,12 +151,12 @@ pub(crate) fn linear_cross_entropy(
         for (weight, grad) in weights {
             let Some((weight, grad)) = weight.zip(grad) else { continue };
             if let Some(to) = flow.parameter(weight)? {
-                elementwise::scale(&gpu, &grad, &to, Some(dy.tensor()))?;
+                elementwise::scale(&gpu, &grad, &to, 1.0, Some(dy.tensor()))?;
             }
         }
         if let Some(dx) = dx {
             let to = flow.take(&gpu, slot, &shape, dtype)?;
-            elementwise::scale(&gpu, &dx, &to, Some(dy.tensor()))?;
+            elementwise::scale(&gpu, &dx, &to, 1.0, Some(dy.tensor()))?;
             flow.put(slot, to);
         }
         Ok(())

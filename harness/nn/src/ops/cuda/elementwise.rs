@@ -13,8 +13,15 @@ pub(crate) fn add(gpu: &Gpu, a: &Tensor, b: &Tensor, y: &Tensor) -> Result<()> {
     launch!(gpu, "elementwise", &kernel("add", a)?, elements(n), address(a)?, address(b)?, address(y)?, n)
 }
 
-/// `to (+)= factor[0] * from`, with conversion between float32 and bfloat16; without a factor a copy.
-pub(crate) fn scale(gpu: &Gpu, from: &Tensor, to: &Destination, factor: Option<&Tensor>) -> Result<()> {
+/// `to (+)= a * factor[0] * from`, with conversion between float32 and bfloat16; the factor on the device may be
+/// left out.
+pub(crate) fn scale(
+    gpu: &Gpu,
+    from: &Tensor,
+    to: &Destination,
+    a: f32,
+    factor: Option<&Tensor>,
+) -> Result<()> {
     let function = match (from.dtype(), to.tensor.dtype()) {
         (DType::F32, DType::F32) => "scale_f32",
         (DType::BF16, DType::BF16) => "scale_bf16",
@@ -25,12 +32,12 @@ pub(crate) fn scale(gpu: &Gpu, from: &Tensor, to: &Destination, factor: Option<&
     let factor = factor.map_or(Ok(Address::NULL), address)?;
     let (n, from, flag) = (from.elem_count(), address(from)?, to.flag());
     let to = address(&to.tensor)?;
-    launch!(gpu, "elementwise", function, elements(n), from, to, n, 1f32, factor, flag)
+    launch!(gpu, "elementwise", function, elements(n), from, to, n, a, factor, flag)
 }
 
 /// A converted copy.
 pub(crate) fn cast(gpu: &Gpu, from: &Tensor, dtype: DType) -> Result<Tensor> {
     let to = Destination { tensor: gpu.empty(from.shape(), dtype)?, accumulate: false };
-    scale(gpu, from, &to, None)?;
+    scale(gpu, from, &to, 1.0, None)?;
     Ok(to.tensor)
 }

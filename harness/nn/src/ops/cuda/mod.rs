@@ -16,14 +16,18 @@ mod dropout;
 pub(crate) mod elementwise;
 mod embedding;
 mod gemm;
+mod glu;
 mod layer_norm;
 mod linear;
+mod relative_bias;
 mod rms_norm;
 mod rope;
+mod scale;
 mod select;
 mod squared_error;
 pub(crate) mod staging;
 mod sum;
+mod transpose;
 
 use candle_core::{DType, Result, Tensor, bail};
 use device::{Gpu, Grid, address, launch};
@@ -36,13 +40,17 @@ pub(crate) use attention::attend;
 pub(crate) use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub(crate) use dropout::dropout;
 pub(crate) use embedding::embedding;
+pub(crate) use glu::glu;
 pub(crate) use layer_norm::layer_norm;
 pub(crate) use linear::{linear, linear_activation};
+pub(crate) use relative_bias::relative_bias;
 pub(crate) use rms_norm::rms_norm;
 pub(crate) use rope::{Table, rope};
+pub(crate) use scale::scale;
 pub(crate) use select::select;
 pub(crate) use squared_error::mean_squared_error;
 pub(crate) use sum::sum;
+pub(crate) use transpose::transpose;
 
 /// The kernels' PTX, written by the build script.
 pub(crate) mod kernels {

@@ -1,0 +1,32 @@
+//! One file a model. A new workload is one file and one line here, and a twin in `ci/bench/`.
+
+mod bert;
+mod bert_layers;
+mod bob;
+mod decoder;
+mod encoder_decoder;
+
+use candle_nn::Init;
+
+use crate::workload::Workload;
+use bert::Bert;
+use bob::Bob;
+use decoder::Decoder;
+use encoder_decoder::EncoderDecoder;
+
+pub(crate) fn all() -> Vec<Box<dyn Workload>> {
+    vec![
+        Box::new(Decoder::SMALL),
+        Box::new(Decoder::MEDIUM),
+        Box::new(EncoderDecoder::SMALL),
+        Box::new(Bert::SMALL),
+        Box::new(Bob::SMALL),
+        Box::new(Decoder::M130),
+        Box::new(Decoder::TINY),
+    ]
+}
+
+/// N(0, 0.02) for weights and biases: GPT-2's and BERT's weights.
+fn normal(_fan_in: usize) -> Init {
+    Init::Randn { mean: 0.0, stdev: 0.02 }
+}
