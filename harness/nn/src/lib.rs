@@ -26,6 +26,7 @@
 //! Results do not depend on the number of threads: work is cut into pieces whose number depends on the
 //! shapes alone, and partial sums are added in the order of the pieces.
 
+mod checkpoint;
 pub mod init;
 pub mod layers;
 pub mod ops;
@@ -36,6 +37,7 @@ mod simd;
 mod storage;
 pub mod tape;
 
+pub use checkpoint::checkpoint;
 pub use layers::{LayerNorm, Linear, RmsNorm};
 pub use parameters::Parameters;
 pub use real::Real;
