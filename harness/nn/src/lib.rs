@@ -29,6 +29,7 @@
 //! shapes alone, and partial sums are added in the order of the pieces.
 
 pub mod accelerator;
+mod checkpoint;
 pub mod init;
 pub mod layers;
 pub mod ops;
@@ -40,6 +41,7 @@ pub mod staging;
 mod storage;
 pub mod tape;
 
+pub use checkpoint::checkpoint;
 pub use layers::{LayerNorm, Linear, RmsNorm};
 #[cfg(feature = "cuda")]
 pub use ops::cuda::adamw;

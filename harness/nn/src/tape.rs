@@ -100,11 +100,16 @@ impl Tape {
         if value.tensor.shape() != cotangent.shape() {
             bail!("cotangent {:?} for a value of shape {:?}", cotangent.shape(), value.tensor.shape());
         }
+        self.backward_with(value, Grad::new(cotangent))
+    }
+
+    /// As [`Tape::backward_from`], for a gradient that others may read too.
+    pub(crate) fn backward_with(&self, value: &Value, cotangent: Grad) -> Result<()> {
         let nodes = std::mem::take(&mut *self.0.nodes.borrow_mut());
         let mut flow = Flow { slots: Vec::new(), gradients: self.0.gradients.clone() };
         flow.slots.resize_with(nodes.len(), || None);
         if let Some(slot) = value.slot {
-            flow.slots[slot] = Some(Grad::new(cotangent));
+            flow.slots[slot] = Some(cotangent);
         }
         for (slot, node) in nodes.into_iter().enumerate().rev() {
             if let (Some(backward), Some(dy)) = (node, flow.slots[slot].take()) {
@@ -150,6 +155,10 @@ impl Value {
     /// A constant on the same tape as this value: labels or ids that meet it later.
     pub fn constant_beside(&self, tensor: Tensor) -> Value {
         self.unrecorded(tensor)
+    }
+
+    pub(crate) fn tape(&self) -> Option<Tape> {
+        self.tape.clone()
     }
 
     pub(crate) fn slot(&self) -> Option<usize> {
@@ -198,6 +207,11 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
+    /// Where the gradients of parameters go.
+    pub(crate) fn gradients(&self) -> &Gradients {
+        &self.gradients
+    }
+
     /// Lets `write(destination, fresh)` put its contribution into the gradient of the value in `slot`:
     /// assign if `fresh`, add otherwise. Nothing is called for a value that needs no gradient.
     pub(crate) fn add_to_slot<T: Real>(

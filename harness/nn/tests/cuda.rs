@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::Rng;
 use replica_core::{Seed, trial};
 use replica_nn::ops::{Activation, Attention, Dropout, IGNORE, RopeTable, Scores};
-use replica_nn::{Gradients, Staging, Tape, Value, accelerator};
+use replica_nn::{Gradients, Staging, Tape, Value, accelerator, checkpoint};
 
 /// The first GPU, or nothing and a line that says why. It goes past the test harness, which would swallow it.
 fn gpu() -> Option<Device> {
@@ -302,6 +302,16 @@ fn gradients_accumulate_in_place() {
     assert_eq!(pass().to_vec2::<f32>().unwrap(), [[9.0, 12.0]; 2]);
     // one buffer all the time
     assert_eq!(once.to_vec2::<f32>().unwrap(), [[9.0, 12.0]; 2]);
+}
+
+/// A part that is computed again in the backward pass.
+#[test]
+fn checkpoints() {
+    check("checkpoint", &[&[5, 16], &[16, 16]], &|x, w| {
+        let weight = w[1].clone();
+        let part = move |x: &[Value]| x[0].linear(&weight, None)?.activate(Activation::Silu)?.add(&x[0]);
+        checkpoint(&[&x[0]], part)?.add(&x[0])
+    });
 }
 
 /// What the host cannot look at without waiting gives NaN, and writes nowhere it should not.

@@ -10,7 +10,7 @@ use replica_nn::ops::{
     Activation, Attention, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE, RopeTable, Scores,
     SelectiveScan, StepTransform,
 };
-use replica_nn::{Gradients, Tape, Value};
+use replica_nn::{Gradients, Tape, Value, checkpoint};
 
 const STEP: f64 = 1e-5;
 const TOLERANCE: f64 = 2e-7;
@@ -361,4 +361,35 @@ fn gradients_accumulate_and_frozen_weights_stay_without() {
     assert_eq!(get(&w), None);
     pass(&w);
     assert_eq!(get(&w).unwrap(), once);
+}
+
+/// A part that is computed again in the backward pass has the gradients of one that is kept, also when its
+/// result or its inputs are used elsewhere too.
+#[test]
+fn checkpointing_changes_no_gradient() {
+    let part = |w: Tensor| {
+        move |x: &[Value]| {
+            let h = x[0].linear_activation(&w, None, Activation::Gelu)?;
+            x[1].add(&h.gate(&x[0], Activation::Silu)?)
+        }
+    };
+    let shapes: &[&[usize]] = &[&[3, 4], &[3, 4], &[4, 4]];
+    check(shapes, 8, |x, w| {
+        let y = checkpoint(&[&x[0], &x[1]], part(w[2].clone()))?;
+        let y = checkpoint(&[&y, &x[0]], part(w[2].clone()))?;
+        y.add(&y)?.add(&x[1])
+    });
+
+    let mut rng = Seed(9).stream("test");
+    let [x, w] = [[5, 4], [4, 4]].map(|shape| variable(&shape, &mut rng));
+    let run = |again: bool| {
+        let gradients = Gradients::default();
+        let tape = Tape::new(&gradients);
+        let input = [tape.variable(x.as_tensor()).unwrap(), tape.constant(x.as_tensor().copy().unwrap())];
+        let f = part(w.as_tensor().clone());
+        let y = if again { checkpoint(&[&input[0], &input[1]], f) } else { f(&input) }.unwrap();
+        tape.backward(&y.sum().unwrap()).unwrap();
+        [&x, &w].map(|v| gradients.tensor(v).unwrap().to_vec2::<f64>().unwrap())
+    };
+    assert_eq!(run(true), run(false));
 }

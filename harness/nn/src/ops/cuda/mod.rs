@@ -32,7 +32,7 @@ mod transpose;
 use candle_core::{DType, Result, Tensor, bail};
 use device::{Gpu, Grid, address, launch};
 
-use crate::tape::Destination;
+use crate::tape::{Destination, Flow, Grad};
 
 pub(crate) use activation::{activate, gate};
 pub(crate) use add::{add, add_positions};
@@ -51,6 +51,11 @@ pub(crate) use select::select;
 pub(crate) use squared_error::mean_squared_error;
 pub(crate) use sum::sum;
 pub(crate) use transpose::transpose;
+
+/// Sends a gradient on, for code that knows of no device.
+pub(crate) fn send(flow: &mut Flow, slot: Option<usize>, grad: Grad) -> Result<()> {
+    flow.send(slot, grad)
+}
 
 /// The kernels' PTX, written by the build script.
 pub(crate) mod kernels {
