@@ -26,19 +26,26 @@
 //! Results do not depend on the number of threads: work is cut into pieces whose number depends on the
 //! shapes alone, and partial sums are added in the order of the pieces.
 
+pub mod hippo;
 pub mod init;
 pub mod layers;
+pub mod mamba;
 pub mod ops;
 pub mod parameters;
 mod real;
+pub mod s4d;
+pub mod s5;
 pub mod shapes;
 mod simd;
 mod storage;
 pub mod tape;
 
 pub use layers::{LayerNorm, Linear, RmsNorm};
+pub use mamba::{Mamba, MambaConfig};
 pub use parameters::Parameters;
 pub use real::Real;
+pub use s4d::{S4d, S4dConfig};
+pub use s5::{S5, S5Config};
 pub use shapes::Shapes;
 pub use simd::{instruction_set, vectorised};
 pub use storage::{slice, slice_mut, slices};
