@@ -30,11 +30,15 @@
 
 pub mod accelerator;
 mod checkpoint;
+pub mod hippo;
 pub mod init;
 pub mod layers;
+pub mod mamba;
 pub mod ops;
 pub mod parameters;
 mod real;
+pub mod s4d;
+pub mod s5;
 pub mod shapes;
 mod simd;
 pub mod staging;
@@ -43,10 +47,13 @@ pub mod tape;
 
 pub use checkpoint::checkpoint;
 pub use layers::{LayerNorm, Linear, RmsNorm};
+pub use mamba::{Mamba, MambaConfig};
 #[cfg(feature = "cuda")]
 pub use ops::cuda::adamw;
 pub use parameters::{Parameter, Parameters};
 pub use real::Real;
+pub use s4d::{S4d, S4dConfig};
+pub use s5::{S5, S5Config};
 pub use shapes::Shapes;
 pub use simd::{instruction_set, vectorised};
 pub use staging::Staging;

@@ -292,6 +292,14 @@ pub(crate) fn assign_or_add<T: Real>(dst: &mut [T], src: &[T], assign: bool) {
     });
 }
 
+/// As [`assign_or_add`], for few numbers that come in double precision.
+pub(crate) fn assign_or_add_rounded<T: Real>(dst: &mut [T], src: impl Iterator<Item = f64>, assign: bool) {
+    for (d, s) in dst.iter_mut().zip(src) {
+        let s = T::from_f64(s);
+        *d = if assign { s } else { *d + s };
+    }
+}
+
 /// Gradients of parameters, one buffer each, kept across steps. Clones share the buffers.
 #[derive(Clone, Default)]
 pub struct Gradients(Rc<RefCell<HashMap<TensorId, Slot>>>);

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use rand::Rng;
 use replica_core::Seed;
 use replica_nn::ops::{
-    Activation, Attention, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE, RopeTable, Scores,
-    SelectiveScan, StepTransform,
+    Activation, Attention, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE, LowRankKernel,
+    RopeTable, Scores, SelectiveScan, StepTransform,
 };
 use replica_nn::{Gradients, Tape, Value, checkpoint};
 
@@ -227,6 +227,27 @@ proptest! {
             let taps = kernel.taps(l, &x[0])?;
             // the last input only makes sure that every input has a gradient
             taps.sum()?.add(&x[5].sum()?)?.sum()?.add(&taps.activate(Activation::Silu)?.sum()?)
+        });
+    }
+
+    #[test]
+    fn low_rank_kernel(kernels in 1usize..3, copies in 1usize..3, share in 1usize..3, n in 1usize..4, length in 1usize..8, seed: u64) {
+        let h = copies * share;
+        let per_set: &[usize] = &[1, copies, n, 2];
+        let shapes: [&[usize]; 6] = [&[h], &[copies, n], &[copies, n], per_set, &[kernels, h, n, 2], per_set];
+        check(&shapes, seed, |x, w| {
+            let diagonal = DiagonalKernel {
+                step: w[0].clone(),
+                a_real: w[1].clone(),
+                a_imag: w[2].clone(),
+                b: Some(w[3].clone()),
+                c: w[4].clone(),
+                transform: StepTransform::Softplus,
+                conjugate: true,
+                discretisation: Discretisation::Bilinear,
+                rate: 0.4,
+            };
+            LowRankKernel { diagonal, p: w[5].clone() }.taps(length, &x[0])?.activate(Activation::Silu)
         });
     }
 

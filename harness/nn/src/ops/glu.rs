@@ -25,7 +25,7 @@ impl Value {
 fn glu<T: Real>(x: &Value) -> Result<Value> {
     let mut dims = x.tensor().dims().to_vec();
     let width = match dims.last_mut() {
-        Some(last) if *last > 0 && *last % 2 == 0 => {
+        Some(last) if *last > 0 && last.is_multiple_of(2) => {
             *last /= 2;
             *last
         }
