@@ -7,8 +7,10 @@ use replica_nn::{Gradients, Parameters, Tape};
 use replica_train::AdamW;
 use replica_train::adamw::Step;
 
+use crate::clock::Clock;
 use crate::error::BenchError;
 use crate::file;
+use crate::twin::Turn;
 use crate::workload::{Model, Workload};
 
 /// Model, gradients and optimiser of a workload.
@@ -39,6 +41,23 @@ impl<'a> Trainer<'a> {
     /// An operation failed, or a gradient is not finite.
     pub fn step(&mut self) -> Result<f32, BenchError> {
         self.try_step().map_err(BenchError::engine(self.workload.name()))
+    }
+
+    /// `steps` of them, timed.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn turn(&mut self, steps: usize) -> Result<Turn, BenchError> {
+        let mut turn = Turn::default();
+        for _ in 0..steps {
+            let clock = Clock::start();
+            let loss = self.step()?;
+            let (seconds, cpu_seconds) = clock.seconds();
+            turn.losses.push(loss.into());
+            turn.seconds.push(seconds);
+            turn.cpu_seconds.push(cpu_seconds);
+        }
+        Ok(turn)
     }
 
     fn try_step(&mut self) -> candle_core::Result<f32> {
