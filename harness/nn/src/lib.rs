@@ -41,5 +41,5 @@ pub use parameters::Parameters;
 pub use real::Real;
 pub use shapes::Shapes;
 pub use simd::{instruction_set, vectorised};
-pub use storage::{slice, slice_mut};
+pub use storage::{slice, slice_mut, slices};
 pub use tape::{Gradients, Tape, Value};

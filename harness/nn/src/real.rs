@@ -2,14 +2,18 @@
 
 use candle_core::WithDType;
 
+use crate::ops::PanelKernel;
+
 /// `f32`, which trains, or `f64`, which checks gradients by differences.
-pub trait Real: WithDType {
+pub trait Real: WithDType + PanelKernel {
     /// e^x; within 2 ulp, vectorisable for `f32`.
     fn exp(self) -> Self;
     /// Error function; within 5e-7, vectorisable for `f32`.
     fn erf(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
+    /// ln(1 + self) for `self` in [0, 1]; within 2 ulp, vectorisable for `f32`.
+    fn ln_1p(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
     /// `self * a + b`, rounded once.
@@ -32,7 +36,11 @@ impl Real for f32 {
     fn exp(self) -> f32 {
         let x = if self > 88.3 { 88.3 } else { self };
         let x = if x < -87.3 { -87.3 } else { x };
-        let n = (x * std::f32::consts::LOG2_E + 0.5).floor();
+        // adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits: a conversion with its checks
+        // would not vectorise
+        const ROUND: f32 = 12_582_912.0;
+        let shifted = f32::mul_add(x, std::f32::consts::LOG2_E, ROUND);
+        let n = shifted - ROUND;
         let r = f32::mul_add(n, -0.693_359_4, x);
         let r = f32::mul_add(n, 2.121_944_4e-4, r);
         let p = 1.987_569_2e-4f32;
@@ -42,7 +50,7 @@ impl Real for f32 {
         let p = f32::mul_add(p, r, 1.666_666_5e-1);
         let p = f32::mul_add(p, r, 5e-1);
         let y = f32::mul_add(p * r, r, r) + 1.0;
-        y * f32::from_bits((((n as i32) + 127) << 23) as u32)
+        y * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
     }
 
     /// x times a ratio of polynomials in x^2 on [-4, 4], where erf reaches 1 to float32's precision.
@@ -69,6 +77,22 @@ impl Real for f32 {
     #[inline(always)]
     fn ln(self) -> f32 {
         f32::ln(self)
+    }
+
+    /// The series of 2 artanh(x / (2 + x)), whose argument is at most 1/3.
+    #[inline(always)]
+    fn ln_1p(self) -> f32 {
+        let s = self / (2.0 + self);
+        let q = s * s;
+        let p = 2.0f32 / 15.0;
+        let p = f32::mul_add(p, q, 2.0 / 13.0);
+        let p = f32::mul_add(p, q, 2.0 / 11.0);
+        let p = f32::mul_add(p, q, 2.0 / 9.0);
+        let p = f32::mul_add(p, q, 2.0 / 7.0);
+        let p = f32::mul_add(p, q, 2.0 / 5.0);
+        let p = f32::mul_add(p, q, 2.0 / 3.0);
+        let p = f32::mul_add(p, q, 2.0);
+        s * p
     }
 
     #[inline(always)]
@@ -109,6 +133,11 @@ impl Real for f64 {
     }
 
     #[inline(always)]
+    fn ln_1p(self) -> f64 {
+        f64::ln_1p(self)
+    }
+
+    #[inline(always)]
     fn sqrt(self) -> f64 {
         f64::sqrt(self)
     }
@@ -145,6 +174,19 @@ mod tests {
         assert_eq!(Real::exp(0f32), 1.0);
         assert!(Real::exp(f32::NAN).is_nan());
         assert!(Real::exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn fast_ln_1p_is_accurate() {
+        let mut worst = 0f64;
+        for i in 1..1_000_000 {
+            let x = i as f32 * 1e-6;
+            let exact = f64::from(x).ln_1p();
+            worst = worst.max(((f64::from(Real::ln_1p(x)) - exact) / exact).abs());
+        }
+        assert!(worst < 2.5e-7, "relative error {worst:e}");
+        assert_eq!(Real::ln_1p(0f32), 0.0);
+        assert!(Real::ln_1p(f32::NAN).is_nan());
     }
 
     #[test]

@@ -11,14 +11,30 @@ use crate::real::Real;
 /// # Errors
 /// The tensor is strided, of another type, or not on the CPU.
 pub fn slice<T: candle_core::WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("a contiguous tensor is expected, got {:?} with strides {:?}", layout.dims(), layout.stride());
-    };
-    match &*storage {
-        Storage::Cpu(cpu) => Ok(f(&T::cpu_storage_as_slice(cpu)?[start..end])),
-        _ => bail!("a CPU tensor is expected; this operation has no CUDA path yet"),
+    slices([tensor], |[elements]| f(elements))
+}
+
+/// As [`slice()`], for several tensors at once.
+///
+/// # Errors
+/// As [`slice()`].
+pub fn slices<T: candle_core::WithDType, R, const N: usize>(
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[T]; N]) -> R,
+) -> Result<R> {
+    let storages = tensors.map(Tensor::storage_and_layout);
+    let mut slices: [&[T]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&storages) {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            let (dims, stride) = (layout.dims(), layout.stride());
+            bail!("a contiguous tensor is expected, got {dims:?} with strides {stride:?}");
+        };
+        *slice = match &**storage {
+            Storage::Cpu(cpu) => &T::cpu_storage_as_slice(cpu)?[start..end],
+            _ => bail!("a CPU tensor is expected; this operation has no CUDA path yet"),
+        };
     }
+    Ok(f(slices))
 }
 
 /// Calls `f` with the elements of a contiguous CPU tensor for writing. The caller makes sure that nobody
@@ -91,6 +107,15 @@ unsafe impl<T: Send> Sync for SharedMut<T> {}
 impl<T> SharedMut<T> {
     pub(crate) fn new(data: &mut [T]) -> Self {
         Self(data.as_mut_ptr())
+    }
+
+    /// For data that all tasks only read.
+    pub(crate) fn reading(data: &[T]) -> Self {
+        Self(data.as_ptr().cast_mut())
+    }
+
+    pub(crate) fn at(data: *mut T) -> Self {
+        Self(data)
     }
 
     pub(crate) fn ptr(self) -> *mut T {

@@ -6,7 +6,10 @@ use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 use rand::Rng;
 use replica_core::Seed;
-use replica_nn::ops::{Activation, Attention, Dropout, IGNORE, RopeTable, Scores};
+use replica_nn::ops::{
+    Activation, Attention, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE, RopeTable, Scores,
+    SelectiveScan, StepTransform,
+};
 use replica_nn::{Gradients, Tape, Value};
 
 const STEP: f64 = 1e-5;
@@ -108,11 +111,12 @@ proptest! {
     #[test]
     fn activations(n in 1usize..40, seed: u64) {
         check(&[&[n]], seed, |x, _| x[0].activate(Activation::Relu));
-        for f in [Activation::Gelu, Activation::Silu] {
+        for f in [Activation::Gelu, Activation::Sigmoid, Activation::Silu] {
             check(&[&[n]], seed, |x, _| x[0].activate(f));
             check(&[&[n], &[n]], seed, |x, _| x[0].gate(&x[1], f));
         }
         check(&[&[n]], seed, |x, _| x[0].activate(Activation::GeluTanh));
+        check(&[&[3, 2 * n]], seed, |x, _| x[0].glu());
         check(&[&[n], &[n]], seed, |x, _| x[0].gate(&x[1], Activation::Silu));
         check(&[&[n]], seed, |x, _| x[0].dropout(0.3, Some(&Dropout::new(seed, 7))));
         check(&[&[n]], seed, |x, _| x[0].sum());
@@ -185,6 +189,83 @@ proptest! {
     }
 
     #[test]
+    fn parts(batch in 1usize..3, rows in 1usize..6, width in 2usize..6, seed: u64) {
+        check(&[&[batch, rows, width]], seed, |x, _| x[0].transpose());
+        // two parts of one value, one of them twice
+        check(&[&[batch, rows, width]], seed, |x, _| x[0].columns(0..1)?.gate(&x[0].columns(width - 1..width)?, Activation::Silu)?.add(&x[0].columns(0..1)?));
+    }
+
+    #[test]
+    fn causal_convolution(batch in 1usize..5, h in 1usize..3, l in 1usize..9, taps in 1usize..11, sides in 1usize..3, seed: u64) {
+        check(&[&[batch, h, l], &[sides, h, taps], &[h]], seed, |x, w| x[0].causal_convolution(&x[1], &w[2]));
+    }
+
+    #[test]
+    fn short_convolutions(batch in 1usize..3, l in 1usize..7, from in 1usize..4, into in 1usize..4, taps in 1usize..6, silu: bool, seed: u64) {
+        check(&[&[batch, l, from], &[into, from, taps], &[into]], seed, |x, w| x[0].causal_conv1d(&w[1], Some(&w[2])));
+        check(&[&[batch, l, from], &[into, from, taps]], seed, |x, w| x[0].causal_conv1d(&w[1], None));
+        check(&[&[batch, l, from], &[from, 1, taps], &[from]], seed, |x, w| x[0].depthwise_conv1d(&w[1], Some(&w[2]), silu));
+        check(&[&[batch, l, from], &[from, 1, taps]], seed, |x, w| x[0].depthwise_conv1d(&w[1], None, silu));
+    }
+
+    #[test]
+    fn diagonal_kernel(kernels in 1usize..3, copies in 1usize..3, share in 1usize..3, n in 1usize..4, l in 1usize..9, bilinear: bool, softplus: bool, conjugate: bool, seed: u64) {
+        let h = copies * share;
+        let shapes: [&[usize]; 6] = [&[h], &[copies, n], &[copies, n], &[1, copies, n, 2], &[kernels, h, n, 2], &[1]];
+        check(&shapes, seed, |x, w| {
+            let kernel = DiagonalKernel {
+                step: w[0].clone(),
+                a_real: w[1].clone(),
+                a_imag: w[2].clone(),
+                b: Some(w[3].clone()),
+                c: w[4].clone(),
+                transform: if softplus { StepTransform::Softplus } else { StepTransform::Exp },
+                conjugate,
+                discretisation: if bilinear { Discretisation::Bilinear } else { Discretisation::ZeroOrderHold },
+                rate: 0.4,
+            };
+            let taps = kernel.taps(l, &x[0])?;
+            // the last input only makes sure that every input has a gradient
+            taps.sum()?.add(&x[5].sum()?)?.sum()?.add(&taps.activate(Activation::Silu)?.sum()?)
+        });
+    }
+
+    #[test]
+    fn diagonal_scan(batch in 1usize..3, l in 1usize..6, h in 1usize..4, p in 1usize..11, bidirectional: bool, bilinear: bool, varying: bool, seed: u64) {
+        let mut rng = Seed(seed).stream("intervals");
+        let intervals: Vec<f64> = numbers(batch * l, &mut rng).into_iter().map(f64::abs).collect();
+        let intervals = Tensor::from_vec(intervals, (batch, l), &Device::Cpu).unwrap();
+        let shapes: [&[usize]; 8] = [&[batch, l, h], &[p], &[p], &[p, 1], &[p, h, 2], &[h, p, 2], &[h, p, 2], &[h]];
+        check(&shapes, seed, |x, w| {
+            let model = DiagonalScan {
+                lambda_re: w[1].clone(),
+                lambda_im: w[2].clone(),
+                log_step: w[3].clone(),
+                b: w[4].clone(),
+                c: if bidirectional { vec![w[5].clone(), w[6].clone()] } else { vec![w[5].clone()] },
+                skip: w[7].clone(),
+                discretisation: if bilinear { Discretisation::Bilinear } else { Discretisation::ZeroOrderHold },
+                bidirectional,
+                conjugate_pairs: true,
+                clip: false,
+                rate: 0.7,
+            };
+            let y = x[0].diagonal_scan(&model, varying.then_some(&intervals))?.activate(Activation::Silu)?.sum()?;
+            // in one direction the second C only gets a gradient from here
+            y.add(&x[6].sum()?)
+        });
+    }
+
+    #[test]
+    fn selective_scan(batch in 1usize..3, l in 1usize..5, d in 1usize..4, n in 1usize..4, softplus: bool, seed: u64) {
+        let shapes: [&[usize]; 7] = [&[batch, l, d], &[batch, l, d], &[batch, l, n], &[batch, l, n], &[d, n], &[d], &[d]];
+        check(&shapes, seed, |x, w| {
+            let weights = SelectiveScan { a_log: w[4].clone(), skip: Some(w[5].clone()), delta_bias: Some(w[6].clone()), softplus };
+            x[0].selective_scan(&x[1], &x[2], &x[3], &weights)
+        });
+    }
+
+    #[test]
     fn losses(n in 1usize..7, k in 1usize..6, vocab in 2usize..9, seed: u64) {
         let labels = labels(n, vocab, &mut Seed(seed).stream("labels"));
         check(&[&[n, vocab]], seed, |x, _| x[0].cross_entropy(&labels));
@@ -210,6 +291,14 @@ fn long_sequences() {
     check(&[&[150, 3], &[3]], 2, |x, w| x[0].rms_norm(&w[1], 1e-6));
     check(&[&[150, 3], &[3], &[3]], 3, |x, w| x[0].layer_norm(&w[1], &w[2], 1e-5));
     check(&[&[600, 2], &[2, 2], &[2]], 4, |x, w| x[0].linear(&w[1], Some(&w[2])));
+    check(&[&[1, 600, 2], &[2, 1, 3], &[2]], 5, |x, w| x[0].depthwise_conv1d(&w[1], Some(&w[2]), true));
+    check(&[&[18, 1, 5], &[1, 1, 5], &[1]], 6, |x, w| x[0].causal_convolution(&x[1], &w[2]));
+    check(&[&[1, 40, 33]], 7, |x, _| x[0].transpose());
+    // 40 steps and 131 channels: two chunks, two groups of blocks, the last of which is not full
+    check(&[&[1, 40, 131], &[1, 40, 131], &[1, 40, 1], &[1, 40, 1], &[131, 1]], 8, |x, w| {
+        let weights = SelectiveScan { a_log: w[4].clone(), skip: None, delta_bias: None, softplus: true };
+        x[0].columns(0..131)?.selective_scan(&x[1], &x[2], &x[3], &weights)
+    });
 }
 
 /// The head and its loss together agree with the head followed by the loss, also over several groups of rows.

@@ -93,6 +93,13 @@ impl Case {
         self.tensors.contains_key(name)
     }
 
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// All tensors of a part (`w`, `grad`, `out`), without its prefix.
     pub fn part(&self, part: &str) -> HashMap<String, Tensor> {
         let strip = |(name, t): (&String, &Tensor)| {

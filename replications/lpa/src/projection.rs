@@ -2,6 +2,7 @@
 
 use candle_core::Result;
 use candle_nn::{Init, VarBuilder};
+use replica_nn::ops::Activation;
 use replica_nn::{Linear, Value, init};
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +96,17 @@ impl Projection {
         match self {
             Self::Full(w) => w.forward(x),
             Self::Low(a, b) => b.forward(&a.forward(x)?),
+        }
+    }
+
+    /// `f` of that, elementwise.
+    ///
+    /// # Errors
+    /// As [`Projection::forward`].
+    pub fn activated(&self, x: &Value, f: Activation) -> Result<Value> {
+        match self {
+            Self::Full(w) => w.activated(x, f),
+            Self::Low(a, b) => b.activated(&a.forward(x)?, f),
         }
     }
 }

@@ -20,6 +20,8 @@ pub enum Activation {
     Gelu,
     /// GELU by its tanh approximation (`gelu_new`, `approximate="tanh"`).
     GeluTanh,
+    /// 1 / (1 + e^-x).
+    Sigmoid,
     /// x * sigmoid(x) (`swish`).
     Silu,
 }
@@ -57,6 +59,8 @@ pub(crate) struct Gelu;
 #[derive(Clone, Copy)]
 pub(crate) struct GeluTanh;
 #[derive(Clone, Copy)]
+pub(crate) struct Sigmoid;
+#[derive(Clone, Copy)]
 pub(crate) struct Silu;
 
 /// Calls a function generic over a number type and a [`Curve`].
@@ -66,6 +70,7 @@ macro_rules! for_activation {
             $crate::ops::Activation::Relu => $function::<$t, $crate::ops::activation::Relu>($($argument),*),
             $crate::ops::Activation::Gelu => $function::<$t, $crate::ops::activation::Gelu>($($argument),*),
             $crate::ops::Activation::GeluTanh => $function::<$t, $crate::ops::activation::GeluTanh>($($argument),*),
+            $crate::ops::Activation::Sigmoid => $function::<$t, $crate::ops::activation::Sigmoid>($($argument),*),
             $crate::ops::Activation::Silu => $function::<$t, $crate::ops::activation::Silu>($($argument),*),
         }
     };
@@ -126,6 +131,19 @@ impl Curve for GeluTanh {
         let s = Self::sigmoid(x);
         let du = T::from_f64(Self::A) * (T::from_f64(3.0 * Self::B) * x).mul_add(x, T::one());
         (x * s * (T::one() - s)).mul_add(du, s)
+    }
+}
+
+impl Curve for Sigmoid {
+    #[inline(always)]
+    fn value<T: Real>(x: T) -> T {
+        sigmoid(x)
+    }
+
+    #[inline(always)]
+    fn slope<T: Real>(x: T) -> T {
+        let s = sigmoid(x);
+        s * (T::one() - s)
     }
 }
 

@@ -8,7 +8,8 @@ use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::for_dtype;
-use super::gemm::{Matrix, gemm_on_this_thread};
+use super::gemm::Matrix;
+use super::panels::Panels;
 use super::rope::{Angles, RopeTable};
 use crate::real::Real;
 use crate::simd::{dot, exp_in_place, max, vectorised};
@@ -326,6 +327,13 @@ fn with_slice<T: Real, R>(tensor: Option<&Tensor>, f: impl FnOnce(Option<&[T]>) 
 struct Scratch<T> {
     p: Vec<T>,
     ds: Vec<T>,
+    /// Keys and values, and their transposes, of a head; queries and gradients of a block.
+    keys: Panels<T>,
+    keys_t: Panels<T>,
+    values: Panels<T>,
+    values_t: Panels<T>,
+    queries: Panels<T>,
+    out: Panels<T>,
     turned_queries: Vec<T>,
     turned_keys: Vec<T>,
 }
@@ -336,6 +344,12 @@ impl<T: Real> Scratch<T> {
         Self {
             p: buffer(block),
             ds: buffer(if backward { block } else { 0 }),
+            keys: Panels::new(),
+            keys_t: Panels::new(),
+            values: Panels::new(),
+            values_t: Panels::new(),
+            queries: Panels::new(),
+            out: Panels::new(),
             turned_queries: Vec::new(),
             turned_keys: Vec::new(),
         }
@@ -382,6 +396,8 @@ fn forward<T: Real>([q, k, v]: [&[T]; 3], bias: Option<&[T]>, call: &Call<T>) ->
                 let v = v.as_ptr().add(v_place.head(size, batch, head));
                 let out = out.ptr().add(out_place.head(size, batch, head));
                 let turned_keys = call.turned(k, k_place, (0, keys.end, 0), &mut scratch.turned_keys);
+                scratch.keys_t.pack((d, keys.end), turned_keys.t());
+                scratch.values.pack((keys.end, d), Matrix::rows(v, v_place.stride));
                 for first in (0..t).step_by(BLOCK) {
                     let rows = BLOCK.min(t - first);
                     let cols = call.visible(batch, first + rows - 1);
@@ -393,7 +409,7 @@ fn forward<T: Real>([q, k, v]: [&[T]; 3], bias: Option<&[T]>, call: &Call<T>) ->
                         &mut scratch.turned_queries,
                     );
                     let to = Matrix::rows(p.as_mut_ptr(), cols);
-                    gemm_on_this_thread((rows, cols, d), to, false, call.scale, queries, turned_keys.t());
+                    scratch.keys_t.product((rows, cols, d), to, false, call.scale, queries);
                     let mut inverse = [T::zero(); BLOCK];
                     vectorised(
                         #[inline(always)]
@@ -418,14 +434,8 @@ fn forward<T: Real>([q, k, v]: [&[T]; 3], bias: Option<&[T]>, call: &Call<T>) ->
                         },
                     );
                     let here = out.add(first * out_place.stride);
-                    gemm_on_this_thread(
-                        (rows, d, cols),
-                        Matrix::rows(here, out_place.stride),
-                        false,
-                        T::one(),
-                        Matrix::rows(p.as_ptr(), cols),
-                        Matrix::rows(v, v_place.stride),
-                    );
+                    let (to, p) = (Matrix::rows(here, out_place.stride), Matrix::rows(p.as_ptr(), cols));
+                    scratch.values.product((rows, d, cols), to, false, T::one(), p);
                     vectorised(
                         #[inline(always)]
                         || {
@@ -505,6 +515,9 @@ fn backward_head<T: Real>(
         let dk = Matrix::rows(dk.ptr().add(k_place.head(size, batch, head)), k_place.stride);
         let dv = Matrix::rows(dv.ptr().add(v_place.head(size, batch, head)), v_place.stride);
         let turned_keys = call.turned(k, k_place, (0, keys.end, 0), &mut scratch.turned_keys);
+        scratch.keys.pack((keys.end, d), turned_keys);
+        scratch.keys_t.pack((d, keys.end), turned_keys.t());
+        scratch.values_t.pack((d, keys.end), values.t());
         // From the last block, which sees most keys and so assigns their rows of dk and dv, to the first.
         let assigned = call.visible(batch, t - 1);
         for first in (0..t).step_by(BLOCK).rev() {
@@ -517,8 +530,10 @@ fn backward_head<T: Real>(
             let out = Matrix::rows(dy.as_ptr().add(out0 + first * out_place.stride), out_place.stride);
             let p_out = Matrix::rows(p.as_mut_ptr(), cols);
             let ds_out = Matrix::rows(ds.as_mut_ptr(), cols);
-            gemm_on_this_thread((rows, cols, d), p_out, false, call.scale, queries, turned_keys.t());
-            gemm_on_this_thread((rows, cols, d), ds_out, false, one, out, values.t());
+            scratch.queries.pack((rows, d), queries);
+            scratch.out.pack((rows, d), out);
+            scratch.keys_t.product((rows, cols, d), p_out, false, call.scale, queries);
+            scratch.values_t.product((rows, cols, d), ds_out, false, one, out);
             vectorised(
                 #[inline(always)]
                 || {
@@ -548,9 +563,9 @@ fn backward_head<T: Real>(
             );
             let (p, ds) = (Matrix::rows(p.as_ptr(), cols), Matrix::rows(ds.as_ptr(), cols));
             let dq_rows = Matrix::rows(dq.add(first * q_place.stride), q_place.stride);
-            gemm_on_this_thread((rows, d, cols), dq_rows, false, one, ds, turned_keys);
-            gemm_on_this_thread((cols, d, rows), dk, add, one, ds.t(), queries);
-            gemm_on_this_thread((cols, d, rows), dv, add, one, p.t(), out);
+            scratch.keys.product((rows, d, cols), dq_rows, false, one, ds);
+            scratch.queries.product((cols, d, rows), dk, add, one, ds.t());
+            scratch.out.product((cols, d, rows), dv, add, one, p.t());
             call.turn_back(dq, q_place, place, &mut scratch.turned_queries);
         }
         for unseen in assigned..s {

@@ -18,8 +18,9 @@ use crate::tape::{CHUNK, Value};
 /// Label of positions that are left out of the mean, as in PyTorch.
 pub const IGNORE: i64 = -100;
 
-/// Logits held at a time by [`Value::linear_cross_entropy`].
-const LOGITS: usize = 1 << 20;
+/// Logits held at a time by [`Value::linear_cross_entropy`]: enough rows that packing the weight for each group of
+/// them does not count.
+const LOGITS: usize = 1 << 22;
 
 impl Value {
     /// Mean cross-entropy of logits `[.., vocab]` against labels of type i64; a scalar.

@@ -1,12 +1,16 @@
-//! Matrix products, by the `gemm` crate, whose kernels are chosen at run time.
+//! Large matrix products, cut into tasks for all threads; the kernels of `panels` do the work.
+//!
+//! On the two decoders of `replica bench` whole training steps take 0.87 to 0.97 of what they take with the crate `gemm`.
 
-use gemm::Parallelism;
+use rayon::prelude::*;
 
+use super::panels::{COLUMNS, Panels, Product, STRIP, pack_panel, pack_strips};
 use crate::real::Real;
+use crate::storage::{SharedMut, buffer};
 
 /// A strided matrix: first element, distance between rows, distance between columns.
 #[derive(Clone, Copy)]
-pub(crate) struct Matrix<P> {
+pub struct Matrix<P> {
     pub(crate) data: P,
     pub(crate) row_stride: usize,
     pub(crate) col_stride: usize,
@@ -24,70 +28,96 @@ impl<P> Matrix<P> {
     }
 }
 
-/// `dst[m, n] = scale * a[m, k] b[k, n]`, added to what is there if `accumulate`; on the calling thread.
-///
-/// # Safety
-/// The three views lie within allocations; `dst` overlaps nothing that is read or written meanwhile.
-pub(crate) unsafe fn gemm_on_this_thread<T: Real>(
-    (m, n, k): (usize, usize, usize),
-    dst: Matrix<*mut T>,
-    accumulate: bool,
-    scale: T,
-    a: Matrix<*const T>,
-    b: Matrix<*const T>,
-) {
-    // SAFETY: passed on to the caller.
-    unsafe { product((m, n, k), dst, accumulate, scale, a, b, Parallelism::None) }
+/// A pointer that tasks read.
+#[derive(Clone, Copy)]
+struct Shared<T>(*const T);
+
+// SAFETY: it is only a number; `whole` borrows what it points to.
+unsafe impl<T: Sync> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Shared<T> {}
+
+impl<T: Copy> Matrix<Shared<T>> {
+    fn raw(self) -> Matrix<*const T> {
+        Matrix { data: self.data.0, row_stride: self.row_stride, col_stride: self.col_stride }
+    }
 }
 
-unsafe fn product<T: Real>(
+impl<T> Matrix<*const T> {
+    fn shared(self) -> Matrix<Shared<T>> {
+        Matrix { data: Shared(self.data), row_stride: self.row_stride, col_stride: self.col_stride }
+    }
+}
+
+/// Rows of a task: with `DEPTH` columns of the left side they stay in the second-level cache.
+const HEIGHT: usize = 132;
+/// Products added up before they are written: a panel of the right side of this depth stays in the first-level cache.
+const DEPTH: usize = 256;
+
+/// `dst[m, n] (+)= a[m, k] b[k, n]` by our own kernel: the right side is packed by all threads together, then
+/// each task computes some rows and columns of the result. How the result is cut into tasks changes no sum.
+///
+/// # Safety
+/// As [`gemm_on_all_threads`].
+unsafe fn by_panels<T: Real>(
     (m, n, k): (usize, usize, usize),
-    dst: Matrix<*mut T>,
+    dst: (SharedMut<T>, usize),
     accumulate: bool,
-    scale: T,
-    a: Matrix<*const T>,
-    b: Matrix<*const T>,
-    parallelism: Parallelism,
+    a: Matrix<Shared<T>>,
+    b: Matrix<Shared<T>>,
 ) {
+    if m * n == 0 {
+        return;
+    }
     if k == 0 {
-        for i in (0..m).filter(|_| !accumulate) {
-            // SAFETY: `dst` lies within its allocation.
-            (0..n)
-                .for_each(|j| unsafe { *dst.data.add(i * dst.row_stride + j * dst.col_stride) = T::zero() });
+        for row in 0..if accumulate { 0 } else { m } {
+            // SAFETY: passed on to the caller.
+            unsafe { std::slice::from_raw_parts_mut(dst.0.ptr().add(row * dst.1), n).fill(T::zero()) };
         }
         return;
     }
-    // SAFETY: passed on to the caller.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.data,
-            dst.col_stride as isize,
-            dst.row_stride as isize,
-            accumulate,
-            a.data,
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data,
-            b.col_stride as isize,
-            b.row_stride as isize,
-            T::one(),
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    let mut panels = buffer::<T>(n.div_ceil(COLUMNS) * k * COLUMNS);
+    panels.par_chunks_mut(k * COLUMNS).with_min_len(2).enumerate().for_each(|(panel, to)| {
+        // SAFETY: passed on to the caller.
+        unsafe { pack_panel(to, panel, n, b.raw()) }
+    });
+    let depth = k.div_ceil(k.div_ceil(DEPTH));
+    let height = m.div_ceil(m.div_ceil(HEIGHT)).next_multiple_of(2 * STRIP);
+    let threads = rayon::current_num_threads();
+    let mut width = n.next_multiple_of(COLUMNS);
+    while threads > 1 && m.div_ceil(height) * n.div_ceil(width) < 4 * threads && width >= 16 * COLUMNS {
+        width = width.div_ceil(2).next_multiple_of(COLUMNS);
     }
-}
-
-fn parallelism() -> Parallelism {
-    match rayon::current_num_threads() {
-        1 => Parallelism::None,
-        n => Parallelism::Rayon(n),
-    }
+    let across = n.div_ceil(width);
+    let tasks = (0..m.div_ceil(height) * across).into_par_iter().with_max_len(1);
+    tasks.for_each_init(Vec::new, |packed: &mut Vec<T>, task| {
+        let (row, col) = (task / across * height, task % across * width);
+        let (rows, cols) = (height.min(m - row), width.min(n - col));
+        for from in (0..k).step_by(depth) {
+            let depth = depth.min(k - from);
+            // SAFETY: rows, columns and depth lie within the views; tasks write disjoint parts of `dst`.
+            unsafe {
+                let at = a.data.0.add(row * a.row_stride + from * a.col_stride);
+                let (left, a_strip) = if a.col_stride == 1 {
+                    (Matrix { data: at, ..a.raw() }, STRIP * a.row_stride)
+                } else {
+                    packed.resize(rows.next_multiple_of(STRIP) * depth, T::zero());
+                    pack_strips(packed, (rows, depth), Matrix { data: at, ..a.raw() });
+                    (Matrix::rows(packed.as_ptr(), STRIP).t(), STRIP * depth)
+                };
+                T::product(Product {
+                    size: (rows, cols, depth),
+                    dst: Matrix::rows(dst.0.ptr().add(row * dst.1 + col), dst.1),
+                    accumulate: accumulate || from > 0,
+                    scale: T::one(),
+                    a: left,
+                    a_strip,
+                    b: panels.as_ptr().add((col / COLUMNS * k + from) * COLUMNS),
+                    b_panel: k * COLUMNS,
+                });
+            }
+        }
+    });
 }
 
 fn whole<T: Real>(
@@ -99,11 +129,42 @@ fn whole<T: Real>(
 ) {
     let (m, n, k) = size;
     assert!(dst.len() == m * n && a.0.len() == m * k && b.0.len() == k * n, "matrix sizes disagree");
-    if m * n == 0 {
-        return;
+    // SAFETY: the views cover the slices exactly; `dst` is borrowed mutably.
+    unsafe { by_panels(size, (SharedMut::new(dst), n), accumulate, a.1.shared(), b.1.shared()) }
+}
+
+/// `dst[m, n] (+)= a[m, k] b[k, n]`, shared by all threads.
+///
+/// # Safety
+/// The three views lie within allocations, `a` and `dst` by rows or `a` as the transpose of such; `dst` overlaps
+/// nothing that is read or written meanwhile.
+pub(crate) unsafe fn gemm_on_all_threads<T: Real>(
+    size: (usize, usize, usize),
+    dst: Matrix<*mut T>,
+    accumulate: bool,
+    a: Matrix<*const T>,
+    b: Matrix<*const T>,
+) {
+    // SAFETY: passed on to the caller.
+    unsafe { by_panels(size, (SharedMut::at(dst.data), dst.row_stride), accumulate, a.shared(), b.shared()) }
+}
+
+/// `dst[m, n] = a[m, k] b[k, n]` on the calling thread.
+///
+/// # Safety
+/// As [`gemm_on_all_threads`].
+pub(crate) unsafe fn gemm_on_this_thread<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    dst: Matrix<*mut T>,
+    a: Matrix<*const T>,
+    b: Matrix<*const T>,
+) {
+    let mut panels = Panels::new();
+    // SAFETY: passed on to the caller.
+    unsafe {
+        panels.pack((k, n), b);
+        panels.product((m, n, k), dst, false, T::one(), a);
     }
-    // SAFETY: the views cover the slices exactly, as asserted; `dst` is borrowed mutably.
-    unsafe { product(size, Matrix::rows(dst.as_mut_ptr(), n), accumulate, T::one(), a.1, b.1, parallelism()) }
 }
 
 /// `y[n, o] (+)= x[n, k] w[o, k]^T`: a linear layer's forward pass.
@@ -149,7 +210,7 @@ mod tests {
             .collect()
     }
 
-    /// The crate splits work by the number of threads; no element's sum may depend on it.
+    /// How work is split depends on the number of threads; no element's sum may.
     #[test]
     fn products_do_not_depend_on_the_number_of_threads() {
         for (n, o, k) in [

@@ -203,10 +203,11 @@ fn backward_through<T: Real, C: Curve>(
                         #[inline(always)]
                         || {
                             for (dy, kept) in dy.chunks_exact_mut(o).zip(kept.chunks_exact(o)) {
-                                for i in 0..o {
-                                    dy[i] = dy[i] * C::slope(kept[i] + b[i]);
-                                    sum[i] += dy[i];
-                                }
+                                let arguments = kept.iter().zip(b);
+                                dy.iter_mut().zip(arguments).zip(&mut sum).for_each(|((dy, (v, b)), sum)| {
+                                    *dy = *dy * C::slope(*v + *b);
+                                    *sum += *dy;
+                                });
                             }
                         },
                     );
@@ -245,6 +246,28 @@ pub(crate) fn sum_rows<T: Real>(total: &mut [T], accumulate: bool, dy: &[T]) {
             vectorised(
                 #[inline(always)]
                 || rows.chunks_exact(o).for_each(|row| sum.iter_mut().zip(row).for_each(|(s, v)| *s += *v)),
+            );
+            sum
+        })
+        .collect();
+    add_partial(total, accumulate, &partial);
+}
+
+/// `total[o] (+)= sum over rows of a[n, o] * b[n, o]`, as [`sum_rows`].
+pub(crate) fn sum_products<T: Real>(total: &mut [T], accumulate: bool, a: &[T], b: &[T]) {
+    let o = total.len();
+    let partial: Vec<Vec<T>> = a
+        .par_chunks(4 * ROWS * o)
+        .zip(b.par_chunks(4 * ROWS * o))
+        .map(|(a, b)| {
+            let mut sum = vec![T::zero(); o];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (a, b) in a.chunks_exact(o).zip(b.chunks_exact(o)) {
+                        sum.iter_mut().zip(a).zip(b).for_each(|((s, a), b)| *s = a.mul_add(*b, *s));
+                    }
+                },
             );
             sum
         })

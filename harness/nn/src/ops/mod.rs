@@ -6,26 +6,42 @@
 mod activation;
 mod add;
 mod attention;
+mod causal_convolution;
+mod columns;
+mod conv1d;
 mod cross_entropy;
+mod diagonal_kernel;
+mod diagonal_scan;
+mod discretisation;
 mod dropout;
 mod embedding;
 mod gemm;
+mod glu;
 mod layer_norm;
 mod linear;
+mod panels;
 mod relative_bias;
 mod rms_norm;
 mod rope;
 mod scale;
 mod select;
+mod selective_scan;
 mod squared_error;
 mod sum;
+mod transpose;
 
 pub use activation::Activation;
 pub use attention::{Attention, Scores};
 pub use cross_entropy::IGNORE;
+pub use diagonal_kernel::{DiagonalKernel, StepTransform};
+pub use diagonal_scan::DiagonalScan;
+pub use discretisation::Discretisation;
 pub use dropout::Dropout;
 pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
 pub use rope::RopeTable;
+pub use selective_scan::SelectiveScan;
+
+pub(crate) use panels::PanelKernel;
 
 /// Calls a function generic over [`Real`](crate::Real) for a tensor's number type.
 macro_rules! for_dtype {

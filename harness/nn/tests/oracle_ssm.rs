@@ -1,0 +1,355 @@
+//! State-space operations in float32 against vectors computed in float64
+//! (golden/reference/smr/README.md, whose tolerances these are).
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use replica_nn::ops::{
+    Activation, DiagonalKernel, DiagonalScan, Discretisation, SelectiveScan, StepTransform,
+};
+use replica_nn::{Gradients, Tape, Value};
+use replica_oracle::{Case, Tally, Tolerance, cases, files, folder, stem, within};
+
+#[test]
+fn oracle() {
+    let mut tally = Tally::default();
+    for path in files(&folder("smr"), "safetensors") {
+        let test: fn(&Pass, &mut Tally) = match stem(&path) {
+            "causal_conv" => convolution,
+            "s4d_standalone" => s4d,
+            "s4d_kernel_diag" => diagonal_kernel,
+            "s5_ssm" | "s5_varstep" => s5,
+            "mamba_scan" => mamba_scan,
+            "smr_module" => smr,
+            "smr_s4d_block" => smr_s4d,
+            _ => continue, // of the replication, not of these operations
+        };
+        for case in cases(&path) {
+            let pass = Pass::new(case);
+            test(&pass, &mut tally);
+            pass.assert_all_gradients_compared();
+        }
+    }
+    tally.finish();
+}
+
+/// One case: its inputs as variables, a tape, and which gradients have been compared.
+struct Pass {
+    case: Case,
+    gradients: Gradients,
+    tape: Tape,
+    variables: RefCell<BTreeMap<String, Var>>,
+    compared: RefCell<Vec<String>>,
+    /// Time steps, which the tolerance depends on.
+    l: usize,
+}
+
+impl Pass {
+    fn new(case: Case) -> Self {
+        let gradients = Gradients::default();
+        let l =
+            case.name.split(['/', '_']).find_map(|part| part.strip_prefix('L')?.parse().ok()).unwrap_or(0);
+        let tape = Tape::new(&gradients);
+        Self { case, gradients, tape, variables: RefCell::default(), compared: RefCell::default(), l }
+    }
+
+    /// An input as a weight.
+    fn weight(&self, name: &str) -> Tensor {
+        self.weight_from(name, self.case.tensor(name))
+    }
+
+    /// As [`Pass::weight`], of another shape or value than the file's.
+    fn weight_from(&self, name: &str, tensor: &Tensor) -> Tensor {
+        let mut variables = self.variables.borrow_mut();
+        let variable = variables.entry(name.to_owned()).or_insert_with(|| Var::from_tensor(tensor).unwrap());
+        variable.as_tensor().clone()
+    }
+
+    /// An input as a value.
+    fn value(&self, name: &str) -> Value {
+        self.tape.variable(&self.weight(name)).unwrap()
+    }
+
+    fn tolerance(&self, expected: &Tensor, gradient: bool) -> Tolerance {
+        let flat = expected.abs().unwrap().flatten_all().unwrap();
+        let scale = flat.max(0).unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap().max(1.0);
+        match (gradient, self.l > 64) {
+            (false, false) => within(1e-5 * scale, 1e-4),
+            (false, true) => within(5e-5 * scale, 1e-4),
+            (true, false) => within(5e-5 * scale, 5e-4),
+            (true, true) => within(3e-4 * scale, 1e-3),
+        }
+    }
+
+    /// Compares a result.
+    fn result(&self, tally: &mut Tally, name: &str, got: &Tensor) {
+        let expected = self.case.tensor(name);
+        tally.tensor(&self.case.name, name, got, expected, self.tolerance(expected, false));
+    }
+
+    fn gradient(&self, tally: &mut Tally, name: &str, got: &Tensor) {
+        let name = format!("d_{name}");
+        let expected = self.case.tensor(&name);
+        tally.tensor(&self.case.name, &name, got, expected, self.tolerance(expected, true));
+        self.compared.borrow_mut().push(name);
+    }
+
+    /// Compares the gradients of sum(y * cotangent) by all inputs that were asked for.
+    fn backward(&self, tally: &mut Tally, y: &Value, cotangent: &str) {
+        let cotangent = self.case.tensor(cotangent).reshape(y.tensor().shape()).unwrap();
+        self.tape.backward_from(y, cotangent).unwrap();
+        for name in self.variables.borrow().keys() {
+            self.gradient(tally, name, &self.gradient_of(name));
+        }
+    }
+
+    fn gradient_of(&self, name: &str) -> Tensor {
+        let variable = &self.variables.borrow()[name];
+        self.gradients
+            .tensor(variable)
+            .unwrap_or_else(|| panic!("{}: `{name}` got no gradient", self.case.name))
+    }
+
+    /// Every gradient in the file has been compared.
+    fn assert_all_gradients_compared(&self) {
+        let given = self.case.names().into_iter().filter(|name| name.starts_with("d_"));
+        for name in given {
+            assert!(
+                self.compared.borrow().iter().any(|c| c == name),
+                "{}: {name} not compared",
+                self.case.name
+            );
+        }
+    }
+}
+
+fn convolution(pass: &Pass, tally: &mut Tally) {
+    let y = pass.value("u").causal_convolution(&pass.value("k"), &pass.weight("D")).unwrap();
+    pass.result(tally, "out", y.tensor());
+    pass.backward(tally, &y, "grad_out");
+}
+
+/// The minimal S4D layer on `u`, channel-major.
+fn s4d_layer(pass: &Pass, tally: &mut Tally, u: &Value) -> Value {
+    let kernel = DiagonalKernel {
+        step: pass.weight("log_dt"),
+        a_real: pass.weight("log_A_real"),
+        a_imag: pass.weight("A_imag"),
+        b: None,
+        c: pass.weight("C"),
+        transform: StepTransform::Exp,
+        conjugate: false,
+        discretisation: Discretisation::ZeroOrderHold,
+        rate: 1.0,
+    };
+    let taps = kernel.taps(u.tensor().dim(2).unwrap(), u).unwrap();
+    let y = u.causal_convolution(&taps, &pass.weight("D")).unwrap();
+    if pass.case.has("kernel") {
+        pass.result(tally, "kernel", taps.tensor());
+        pass.result(tally, "ssm_out", y.tensor());
+    }
+    let weight = pass.weight_from("glu_weight", &pass.case.tensor("glu_weight").squeeze(2).unwrap());
+    let y = y.activate(Activation::Gelu).unwrap().transpose().unwrap();
+    y.linear(&weight, Some(&pass.weight("glu_bias"))).unwrap().glu().unwrap().transpose().unwrap()
+}
+
+fn s4d(pass: &Pass, tally: &mut Tally) {
+    let y = s4d_layer(pass, tally, &pass.value("u"));
+    pass.result(tally, "out", y.tensor());
+    pass.backward(tally, &y, "grad_out");
+}
+
+fn diagonal_kernel(pass: &Pass, tally: &mut Tally) {
+    let length = pass.case.tensor("kernel").dim(2).unwrap();
+    let kernel = DiagonalKernel {
+        step: pass.weight("inv_dt"),
+        a_real: pass.weight("A_real"),
+        a_imag: pass.weight("A_imag"),
+        b: Some(pass.weight("B")),
+        c: pass.weight("C"),
+        transform: if pass.case.name.ends_with("softplus") {
+            StepTransform::Softplus
+        } else {
+            StepTransform::Exp
+        },
+        conjugate: true,
+        discretisation: discretisation(&pass.case),
+        rate: 1.0,
+    };
+    // nothing but the tape is needed of it
+    let beside = pass.tape.constant(Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap());
+    let y = kernel.taps(length, &beside).unwrap();
+    pass.result(tally, "kernel", y.tensor());
+    pass.backward(tally, &y, "grad_kernel");
+}
+
+fn discretisation(case: &Case) -> Discretisation {
+    if case.name.contains("bilinear") { Discretisation::Bilinear } else { Discretisation::ZeroOrderHold }
+}
+
+fn s5(pass: &Pass, tally: &mut Tally) {
+    let case = &pass.case;
+    let p = case.tensor("Lambda_re").dim(0).unwrap();
+    let c: Vec<Tensor> =
+        ["C", "C1", "C2"].into_iter().filter(|name| case.has(name)).map(|name| pass.weight(name)).collect();
+    let model = DiagonalScan {
+        lambda_re: pass.weight("Lambda_re"),
+        lambda_im: pass.weight("Lambda_im"),
+        log_step: pass.weight("log_step"),
+        b: pass.weight("B"),
+        bidirectional: c.iter().map(|c| c.dim(1).unwrap()).sum::<usize>() == 2 * p,
+        c,
+        skip: pass.weight("D"),
+        discretisation: discretisation(case),
+        conjugate_pairs: true,
+        clip: case.name.contains("clip"),
+        rate: if case.has("step_rescale") {
+            case.tensor("step_rescale").to_vec1::<f64>().unwrap()[0]
+        } else {
+            1.0
+        },
+    };
+    let u = pass.weight_from("u", &case.tensor("u").unsqueeze(0).unwrap());
+    // the first step has interval 1
+    let intervals = case.has("gaps").then(|| {
+        let one = Tensor::ones(1, DType::F32, &Device::Cpu).unwrap();
+        let gaps = case.tensor("gaps");
+        let all = if gaps.elem_count() == 0 { one } else { Tensor::cat(&[&one, gaps], 0).unwrap() };
+        all.unsqueeze(0).unwrap()
+    });
+    let y = pass.tape.variable(&u).unwrap().diagonal_scan(&model, intervals.as_ref()).unwrap();
+    pass.result(tally, "out", y.tensor());
+    pass.backward(tally, &y, "grad_out");
+}
+
+/// The file is channel-major and holds A, of which the operation takes the logarithm.
+fn mamba_scan(pass: &Pass, tally: &mut Tally) {
+    let case = &pass.case;
+    let a = case.tensor("A");
+    let optional = |name: &str| case.has(name).then(|| pass.weight(name));
+    let weights = SelectiveScan {
+        a_log: pass.weight_from("A", &a.neg().unwrap().log().unwrap()),
+        skip: optional("D"),
+        delta_bias: optional("delta_bias"),
+        softplus: case.has("delta_bias"),
+    };
+    let [u, delta] = ["u", "delta"].map(|name| pass.value(name).transpose().unwrap());
+    let per_step = |name: &str| pass.value(name).transpose().unwrap();
+    if case.tensor("B").rank() == 2 {
+        return constant_projections(pass, tally, &weights);
+    }
+    let mut y = u.selective_scan(&delta, &per_step("B"), &per_step("C"), &weights).unwrap();
+    if case.has("z") {
+        y = pass.value("z").transpose().unwrap().gate(&y, Activation::Silu).unwrap();
+    }
+    let y = y.transpose().unwrap();
+    pass.result(tally, "out", y.tensor());
+    let cotangent = case.tensor("grad_out");
+    pass.tape.backward_from(&y, cotangent.clone()).unwrap();
+    mamba_gradients(pass, tally);
+}
+
+/// Every channel has its own B and C, the same at all steps: one scan a channel.
+fn constant_projections(pass: &Pass, tally: &mut Tally, weights: &SelectiveScan) {
+    let case = &pass.case;
+    let (batch, d, l) = case.tensor("u").dims3().unwrap();
+    let expected = case.tensor("out");
+    let (b, c) = (pass.weight("B"), pass.weight("C"));
+    for channel in 0..d {
+        let row = |t: &Tensor| Var::from_tensor(&t.narrow(0, channel, 1).unwrap()).unwrap();
+        let [a_log, skip, bias] =
+            [&weights.a_log, weights.skip.as_ref().unwrap(), weights.delta_bias.as_ref().unwrap()].map(row);
+        let weights = SelectiveScan {
+            a_log: a_log.as_tensor().clone(),
+            skip: Some(skip.as_tensor().clone()),
+            delta_bias: Some(bias.as_tensor().clone()),
+            softplus: true,
+        };
+        let tape = Tape::new(&pass.gradients);
+        let [u, delta] = ["u", "delta"].map(|name| {
+            let value = tape.variable(&pass.weight(name)).unwrap().transpose().unwrap();
+            value.columns(channel..channel + 1).unwrap()
+        });
+        let ids = Tensor::full(channel as u32, (batch, l), &Device::Cpu).unwrap();
+        let [b, c] = [&b, &c].map(|table| u.constant_beside(ids.clone()).embedding(table).unwrap());
+        let y = u.selective_scan(&delta, &b, &c, &weights).unwrap().transpose().unwrap();
+        let channel_of = |t: &Tensor| t.narrow(1, channel, 1).unwrap().contiguous().unwrap();
+        let tolerance = pass.tolerance(expected, false);
+        tally.tensor(&case.name, &format!("out of {channel}"), y.tensor(), &channel_of(expected), tolerance);
+        tape.backward_from(&y, channel_of(case.tensor("grad_out"))).unwrap();
+        for (name, var) in [("D", &skip), ("delta_bias", &bias)] {
+            let expected = case.tensor(&format!("d_{name}"));
+            let got = pass.gradients.tensor(var).unwrap();
+            let tolerance = pass.tolerance(expected, true);
+            tally.tensor(
+                &case.name,
+                &format!("d_{name}[{channel}]"),
+                &got,
+                &expected.narrow(0, channel, 1).unwrap(),
+                tolerance,
+            );
+        }
+        let expected = case.tensor("d_A");
+        let by_log = pass.gradients.tensor(&a_log).unwrap();
+        let got = (by_log / case.tensor("A").narrow(0, channel, 1).unwrap()).unwrap();
+        let tolerance = pass.tolerance(expected, true);
+        tally.tensor(
+            &case.name,
+            &format!("d_A[{channel}]"),
+            &got,
+            &expected.narrow(0, channel, 1).unwrap(),
+            tolerance,
+        );
+    }
+    for name in ["u", "delta", "B", "C"] {
+        pass.gradient(tally, name, &pass.gradient_of(name));
+    }
+    pass.compared.borrow_mut().extend(["d_A", "d_D", "d_delta_bias"].map(str::to_owned));
+}
+
+fn mamba_gradients(pass: &Pass, tally: &mut Tally) {
+    let names: Vec<String> = pass.variables.borrow().keys().cloned().collect();
+    for name in names {
+        let mut got = pass.gradient_of(&name);
+        if name == "A" {
+            got = (got / pass.case.tensor("A")).unwrap();
+        }
+        pass.gradient(tally, &name, &got);
+    }
+}
+
+/// State Memory Replay on `x`, channel-major.
+fn replay(pass: &Pass, tally: &mut Tally, x: &Value, prefix: &str) -> Value {
+    let case = &pass.case;
+    let [weight, bias] = ["weight", "bias"].map(|name| pass.weight(&format!("{prefix}_{name}")));
+    let x = x.transpose().unwrap();
+    let mut factor = if case.name.contains("depthwise") {
+        x.depthwise_conv1d(&weight, Some(&bias), false).unwrap()
+    } else {
+        x.causal_conv1d(&weight, Some(&bias)).unwrap()
+    };
+    if case.has("lin_weight") {
+        factor = factor.linear(&pass.weight("lin_weight"), Some(&pass.weight("lin_bias"))).unwrap();
+    }
+    if case.has("factor") {
+        pass.result(tally, "factor", factor.transpose().unwrap().tensor());
+    }
+    factor.gate(&x, Activation::Sigmoid).unwrap().transpose().unwrap()
+}
+
+fn smr(pass: &Pass, tally: &mut Tally) {
+    let y = replay(pass, tally, &pass.value("x"), "conv");
+    pass.result(tally, "out", y.tensor());
+    pass.backward(tally, &y, "grad_out");
+}
+
+fn smr_s4d(pass: &Pass, tally: &mut Tally) {
+    let v = replay(pass, tally, &pass.value("u"), "smr");
+    pass.result(tally, "smr_out", v.tensor());
+    let y = s4d_layer(pass, tally, &v);
+    pass.result(tally, "out", y.tensor());
+    pass.backward(tally, &y, "grad_out");
+}
