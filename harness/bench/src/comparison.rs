@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::error::BenchError;
 use crate::file;
-use crate::product::{self, Product};
+use crate::product::{self, Product, Rate};
 use crate::python::{self, Python};
 use crate::spread::{Estimate, Spread};
 use crate::trainer::Trainer;
@@ -69,7 +69,7 @@ pub struct Comparison {
     /// Most bytes that this engine had allocated at once, beyond what was allocated before it built the model;
     /// only under a counting allocator.
     pub engine_peak_bytes: Option<u64>,
-    /// The machine's matrix products: the large one, and the one that dominates the workload.
+    /// The machine's matrix products: the large one, and the one that dominates the workload, if one does.
     pub products: Vec<ProductRate>,
     /// PyTorch, in all its ways.
     pub twins: Vec<TwinResult>,
@@ -238,9 +238,9 @@ pub fn compare(
     let typical = Spread::of(&first.seconds).median;
     let steps = options.steps.unwrap_or(((TURN_SECONDS / typical).ceil() as usize).clamp(2, 50));
     tell(&format!("{} rounds of {steps} timed steps a side", options.rounds));
-    let sizes = [product::LARGE, workload.dominating()];
-    let mut rates = sizes.map(Product::rate);
-    let mut measured = [Vec::new(), Vec::new()];
+    let sizes: Vec<Product> = std::iter::once(product::LARGE).chain(workload.dominating()).collect();
+    let mut rates: Vec<Rate> = sizes.iter().map(|size| size.rate()).collect();
+    let mut measured = vec![Vec::new(); sizes.len()];
     for round in 0..options.rounds {
         for position in 0..=opponents.len() {
             match (round + position) % (opponents.len() + 1) {

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
-use replica_nn::{Gradients, Parameters, Tape};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+use replica_nn::{Gradients, Parameters, Tape, slice};
 use replica_train::AdamW;
 use replica_train::adamw::Step;
 
@@ -62,9 +63,20 @@ impl<'a> Trainer<'a> {
 
     fn try_step(&mut self) -> candle_core::Result<f32> {
         let tape = Tape::new(&self.gradients);
-        let loss = self.model.loss(&tape)?;
-        let value = loss.tensor().to_scalar::<f32>()?;
-        tape.backward(&loss)?;
+        let y = self.model.forward(&tape)?;
+        let value = match self.model.cotangent() {
+            None => {
+                let loss = y.tensor().to_scalar::<f32>()?;
+                tape.backward(&y)?;
+                loss
+            }
+            Some(cotangent) => {
+                let count = cotangent.elem_count() as f64;
+                let loss = dot(y.tensor(), cotangent)? / count;
+                tape.backward_from(&y, (cotangent / count)?)?;
+                loss as f32
+            }
+        };
         match self.optimiser.step(&self.gradients, self.workload.learning_rate())? {
             Step::Taken { .. } => Ok(value),
             Step::NonFinite { parameter, gradient_norm } => {
@@ -72,4 +84,18 @@ impl<'a> Trainer<'a> {
             }
         }
     }
+}
+
+/// Sum of the products of paired elements.
+fn dot(x: &Tensor, y: &Tensor) -> candle_core::Result<f64> {
+    const CHUNK: usize = 16 * 1024;
+    slice::<f32, _>(x, |x| {
+        slice::<f32, _>(y, |y| {
+            let product = |(x, y): (&[f32], &[f32])| {
+                x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
+            };
+            let parts: Vec<f64> = x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK)).map(product).collect();
+            parts.iter().sum()
+        })
+    })?
 }

@@ -15,7 +15,7 @@ fn tiny() -> Box<dyn Workload> {
 /// of its sequence; only attention's scores come on top.
 #[test]
 fn operations_cover_every_weight() {
-    for workload in workload::all() {
+    for workload in workload::all().into_iter().filter(|w| w.dominating().is_some()) {
         let shapes = Shapes::default();
         let _model = workload.model(shapes.builder(), &workload.data().unwrap()).unwrap();
         let tables = ["wte", "wpe", "word", "position", "table", "relative"];
@@ -30,7 +30,7 @@ fn operations_cover_every_weight() {
         let flops = workload.flops();
         assert!(flops > least as f64, "{}: {flops:e} for {weights} weights", workload.name());
         assert!(flops < 3.0 * most as f64, "{}: {flops:e} for {weights} weights", workload.name());
-        assert!(workload.dominating().flops() < flops, "{}", workload.name());
+        assert!(workload.dominating().unwrap().flops() < flops, "{}", workload.name());
     }
 }
 
