@@ -41,6 +41,7 @@ impl<T> Clone for Plan<T> {
 
 /// The plan for transforms of length `n`.
 pub(super) fn plan<T: Transform>(n: usize) -> Plan<T> {
+    #[allow(clippy::type_complexity, reason = "named nowhere else")]
     static PLANS: LazyLock<Mutex<HashMap<(TypeId, usize), Box<dyn Any + Send>>>> =
         LazyLock::new(Mutex::default);
     let mut plans = PLANS.lock().unwrap_or_else(PoisonError::into_inner);

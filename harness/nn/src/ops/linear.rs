@@ -205,7 +205,7 @@ fn backward_through<T: Real, C: Curve>(
                             for (dy, kept) in dy.chunks_exact_mut(o).zip(kept.chunks_exact(o)) {
                                 let arguments = kept.iter().zip(b);
                                 dy.iter_mut().zip(arguments).zip(&mut sum).for_each(|((dy, (v, b)), sum)| {
-                                    *dy = *dy * C::slope(*v + *b);
+                                    *dy *= C::slope(*v + *b);
                                     *sum += *dy;
                                 });
                             }

@@ -7,6 +7,8 @@
 //! With `z = 2 (1 - w) / (1 + w)` and `r_ab = sum of a b step / (z - step A)` over modes and conjugates,
 //! `K^(w) = (r_BC - r_BQ r_PC / (1 + r_PQ)) 2 / (1 + w)`, `Q = conj(P)`. At w = -1 the limit is `step Re(sum of B C)`.
 
+#![allow(clippy::needless_range_loop, reason = "several arrays share an index")]
+
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use rustfft::num_complex::Complex64;

@@ -94,6 +94,7 @@ fn rope<T: Number>(cuda: &Emulator) {
         let table = RopeTable::new(head_dim, 16, 10_000.0).unwrap();
         let (expected, gradients) =
             differentiate(&[(&[batch, t, width], part)], Some(&wide(&dy)), |x, _| x[0].rope(&table, start));
+        #[allow(clippy::type_complexity, reason = "named nowhere else")]
         let rows = |which: fn((&[f64], &[f64])) -> Vec<f64>| -> Vec<f32> {
             (0..16).flat_map(|p| which(table.row(p))).map(|v| v as f32).collect()
         };
