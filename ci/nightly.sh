@@ -4,7 +4,8 @@
 #   ci/nightly.sh [FOLDER]
 #
 # FOLDER (default: nightly) holds runs/, history.jsonl and one dated folder a night with the pages, the check and the log.
-# Environment: REPLICA_SCALE (small), REPLICA_DEVICE (cpu), REPLICA_KEEP (nights kept, 30).
+# Environment: REPLICA_SCALE (small), REPLICA_DEVICE (cpu, cuda or cuda:N; builds with feature `cuda`), REPLICA_KEEP
+# (nights kept, 30).
 # Exit code: the first that is not 0 of run and check, so that a night that moved a result fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,9 +17,13 @@ keep="${REPLICA_KEEP:-30}"
 night="$folder/$(date -u +%Y-%m-%dT%H%M%SZ)"
 mkdir -p "$night"
 
-cargo build --release --locked --package replica-cli
+if [[ "$device" == cpu ]]; then
+    cargo build --release --locked --package replica-cli
+else
+    ci/cuda/build.sh
+fi
 replica() {
-    cargo run --quiet --release --locked --package replica-cli -- --runs "$folder/runs" --site "$night/site" "$@"
+    "${CARGO_TARGET_DIR:-target}/release/replica" --runs "$folder/runs" --site "$night/site" "$@"
 }
 
 code=0

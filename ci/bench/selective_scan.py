@@ -1,6 +1,7 @@
 """PyTorch twin of the workload selective-scan: Mamba's recurrence as a loop over time with autograd, decays and inputs
-of all steps made at once, as its authors' reference does. The loss is the mean of y times a fixed tensor; the inputs
-get gradients too, as inside a model. See twin.py.
+of all steps made at once, as its authors' reference does. Steps are taken apart by `unbind`; the reference indexes
+them one by one, and the backward pass of every such index clears a whole tensor. The loss is the mean of y times a
+fixed tensor; the inputs get gradients too, as inside a model. See twin.py.
 """
 
 import torch
@@ -28,9 +29,9 @@ class SelectiveScan(nn.Module):
         inputs = (delta * u)[..., None] * B[:, :, None, :]
         state = torch.zeros_like(decay[:, 0])
         outputs = []
-        for t in range(u.shape[1]):
-            state = decay[:, t] * state + inputs[:, t]
-            outputs.append((state * C[:, t, None, :]).sum(-1))
+        for decay_t, inputs_t, C_t in zip(decay.unbind(1), inputs.unbind(1), C.unbind(1)):
+            state = decay_t * state + inputs_t
+            outputs.append((state * C_t[:, None, :]).sum(-1))
         y = torch.stack(outputs, dim=1) + u * self.D
         return (y * self.cotangent).mean()
 

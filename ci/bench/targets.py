@@ -37,6 +37,8 @@ def rows(measured):
         program = side["program"]
         eager = program == "torch eager"
         yield f"step time / {program}", ratio["median"], ratio["interval"], targets.get("time") if eager else None, False
+        if cpu := twin["measured"]["cpu_ratio"]:
+            yield f"processor time / {program}", cpu["median"], cpu["interval"], None, False
         for added in (False, True):
             ours, theirs = memory(measured["engine"], added), memory(side, added)
             if ours is not None and theirs:

@@ -6,7 +6,8 @@ A twin is a script that is started as
 
 prints {"ready": true}, and then answers lines on standard input:
 
-    step N   N training steps; {"seconds": [wall-clock of each], "losses": [of each, before its update]}
+    step N   N training steps; {"seconds": [wall-clock of each], "cpu_seconds": [of all threads],
+             "losses": [of each, before its update]}
     quit     {"peak_rss_mb": .., "baseline_rss_mb": ..} (10^6 bytes; baseline: before the model was built), and ends
 
 Between lines it waits for input, so the other side has the cores for itself. FILE holds the initial weights under the
@@ -103,9 +104,10 @@ def serve(build):
         if words[0] == "quit":
             answer({"peak_rss_mb": resident("VmHWM"), "baseline_rss_mb": baseline})
             return
-        seconds, losses = [], []
+        turn = {"seconds": [], "cpu_seconds": [], "losses": []}
         for _ in range(int(words[1])):
-            started = time.perf_counter()
-            losses.append(step())
-            seconds.append(time.perf_counter() - started)
-        answer({"seconds": seconds, "losses": losses})
+            started, cpu = time.perf_counter(), time.process_time()
+            turn["losses"].append(step())
+            turn["seconds"].append(time.perf_counter() - started)
+            turn["cpu_seconds"].append(time.process_time() - cpu)
+        answer(turn)

@@ -6,14 +6,13 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
 
 use replica_core::memory;
 use serde::Serialize;
 
 use crate::error::BenchError;
 use crate::file;
-use crate::product::{self, Product};
+use crate::product::{self, Product, Rate};
 use crate::python::{self, Python};
 use crate::spread::{Estimate, Spread};
 use crate::trainer::Trainer;
@@ -70,7 +69,7 @@ pub struct Comparison {
     /// Most bytes that this engine had allocated at once, beyond what was allocated before it built the model;
     /// only under a counting allocator.
     pub engine_peak_bytes: Option<u64>,
-    /// The machine's matrix products: the large one, and the one that dominates the workload.
+    /// The machine's matrix products: the large one, and the one that dominates the workload, if one does.
     pub products: Vec<ProductRate>,
     /// PyTorch, in all its ways.
     pub twins: Vec<TwinResult>,
@@ -83,6 +82,8 @@ pub struct Side {
     pub program: String,
     /// Seconds of the timed steps, a list a round.
     pub seconds: Vec<Vec<f64>>,
+    /// Processor seconds of the same steps, over all threads; of threads that wait for others too.
+    pub cpu_seconds: Vec<Vec<f64>>,
     /// Losses of the first steps.
     pub losses: Vec<f64>,
     /// Memory of a process that did nothing else.
@@ -101,6 +102,8 @@ pub enum TwinResult {
         ratios: Vec<f64>,
         /// Their median.
         ratio: Estimate,
+        /// The same of processor times.
+        cpu_ratio: Option<Estimate>,
         /// Largest relative difference of the first losses.
         loss_difference: f64,
     },
@@ -126,7 +129,13 @@ pub struct ProductRate {
 
 impl Side {
     fn new(program: &str, losses: Vec<f64>) -> Self {
-        Self { program: program.to_owned(), seconds: Vec::new(), losses, memory: None }
+        Self { program: program.to_owned(), seconds: vec![], cpu_seconds: vec![], losses, memory: None }
+    }
+
+    /// Keeps a turn but for its first step.
+    fn add(&mut self, turn: Turn) {
+        self.seconds.push(turn.seconds[1..].to_vec());
+        self.cpu_seconds.push(turn.cpu_seconds.get(1..).unwrap_or_default().to_vec());
     }
 
     /// Seconds a step, over all rounds.
@@ -134,8 +143,15 @@ impl Side {
         Spread::of(&self.seconds.concat())
     }
 
-    fn medians(&self) -> impl Iterator<Item = f64> + '_ {
-        self.seconds.iter().map(|turn| Spread::of(turn).median)
+    /// Processor seconds a step, over all rounds; nothing where they are not measured.
+    pub fn step_cpu_seconds(&self) -> Option<Spread> {
+        let all = self.cpu_seconds.concat();
+        (!all.is_empty()).then(|| Spread::of(&all))
+    }
+
+    /// The fastest step.
+    pub fn fastest_seconds(&self) -> f64 {
+        self.seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min)
     }
 }
 
@@ -145,6 +161,16 @@ impl TwinResult {
         // NaN agrees with nothing
         matches!(self, Self::Measured { loss_difference, .. } if *loss_difference <= LOSS_TOLERANCE)
     }
+}
+
+/// Median of each turn.
+fn medians(turns: &[Vec<f64>]) -> impl Iterator<Item = f64> + '_ {
+    turns.iter().map(|turn| Spread::of(turn).median)
+}
+
+/// Ratios of the turns' medians by rounds.
+fn ratios(ours: &[Vec<f64>], theirs: &[Vec<f64>]) -> Vec<f64> {
+    medians(ours).zip(medians(theirs)).map(|(a, b)| a / b).collect()
 }
 
 /// Largest difference of paired losses, relative to the second one; infinite if one is not a number.
@@ -163,7 +189,7 @@ impl Opponent {
     fn turn(&mut self, steps: usize) {
         let Ok((twin, side)) = &mut self.running else { return };
         match twin.step(steps + 1) {
-            Ok(turn) => side.seconds.push(turn.seconds[1..].to_vec()),
+            Ok(turn) => side.add(turn),
             Err(error) => self.running = Err(error),
         }
     }
@@ -187,7 +213,7 @@ pub fn compare(
     memory::reset_peak();
     let mut trainer = Trainer::load(workload, &weights)?;
     tell(&format!("{COMPARED_STEPS} steps from equal weights"));
-    let first = turn(&mut trainer, COMPARED_STEPS)?;
+    let first = trainer.turn(COMPARED_STEPS)?;
     let engine_peak_bytes = memory::peak().zip(live).map(|(peak, live)| peak.saturating_sub(live));
     let mut engine = Side::new("replica", first.losses);
 
@@ -212,14 +238,14 @@ pub fn compare(
     let typical = Spread::of(&first.seconds).median;
     let steps = options.steps.unwrap_or(((TURN_SECONDS / typical).ceil() as usize).clamp(2, 50));
     tell(&format!("{} rounds of {steps} timed steps a side", options.rounds));
-    let sizes = [product::LARGE, workload.dominating()];
-    let mut rates = sizes.map(Product::rate);
-    let mut measured = [Vec::new(), Vec::new()];
+    let sizes: Vec<Product> = std::iter::once(product::LARGE).chain(workload.dominating()).collect();
+    let mut rates: Vec<Rate> = sizes.iter().map(|size| size.rate()).collect();
+    let mut measured = vec![Vec::new(); sizes.len()];
     for round in 0..options.rounds {
         for position in 0..=opponents.len() {
             match (round + position) % (opponents.len() + 1) {
                 0 => {
-                    engine.seconds.push(turn(&mut trainer, steps + 1)?.seconds[1..].to_vec());
+                    engine.add(trainer.turn(steps + 1)?);
                     for (rate, measured) in rates.iter_mut().zip(&mut measured) {
                         let three: Vec<f64> = (0..4).map(|_| rate.measure()).skip(1).collect();
                         measured.push(Spread::of(&three).median);
@@ -231,7 +257,8 @@ pub fn compare(
     }
     let flops = workload.flops();
     let products = sizes.into_iter().zip(measured).map(|(product, rates)| {
-        let shares: Vec<f64> = engine.medians().zip(&rates).map(|(s, rate)| flops / s / rate).collect();
+        let shares: Vec<f64> =
+            medians(&engine.seconds).zip(&rates).map(|(s, rate)| flops / s / rate).collect();
         ProductRate { product, flops_per_second: Spread::of(&rates), share: Estimate::of(&shares) }
     });
     let products = products.collect();
@@ -261,16 +288,6 @@ pub fn compare(
     })
 }
 
-fn turn(trainer: &mut Trainer, steps: usize) -> Result<Turn, BenchError> {
-    let mut turn = Turn { seconds: Vec::with_capacity(steps), losses: Vec::with_capacity(steps) };
-    for _ in 0..steps {
-        let started = Instant::now();
-        turn.losses.push(trainer.step()?.into());
-        turn.seconds.push(started.elapsed().as_secs_f64());
-    }
-    Ok(turn)
-}
-
 fn finish(opponent: Opponent, engine: &Side) -> TwinResult {
     let measured = opponent.running.and_then(|(twin, mut side)| {
         side.memory = Some(twin.quit()?);
@@ -279,10 +296,16 @@ fn finish(opponent: Opponent, engine: &Side) -> TwinResult {
     match measured {
         Err(error) => TwinResult::Failed { program: opponent.program, problem: error.to_string() },
         Ok(side) => {
-            let ratios: Vec<f64> = engine.medians().zip(side.medians()).map(|(a, b)| a / b).collect();
-            let (ratio, loss_difference) =
-                (Estimate::of(&ratios), loss_difference(&engine.losses, &side.losses));
-            TwinResult::Measured { side, ratios, ratio, loss_difference }
+            let ratios_of_wall = ratios(&engine.seconds, &side.seconds);
+            let measured = side.step_cpu_seconds().and(engine.step_cpu_seconds()).is_some();
+            let of_cpu = || Estimate::of(&ratios(&engine.cpu_seconds, &side.cpu_seconds));
+            TwinResult::Measured {
+                ratio: Estimate::of(&ratios_of_wall),
+                ratios: ratios_of_wall,
+                cpu_ratio: measured.then(of_cpu),
+                loss_difference: loss_difference(&engine.losses, &side.losses),
+                side,
+            }
         }
     }
 }

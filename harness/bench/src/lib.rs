@@ -12,9 +12,10 @@
 //! # Protocol
 //! A twin is started as `SCRIPT --weights FILE --threads N` with more options where they apply. It prints
 //! `{"ready": true}` once it can train; then it answers `step N` with
-//! `{"seconds": [..], "losses": [..]}` after N training steps, and `quit` with
-//! `{"peak_rss_mb": .., "baseline_rss_mb": ..}`. Between lines it waits for input and leaves the cores alone.
+//! `{"seconds": [..], "cpu_seconds": [..], "losses": [..]}` after N training steps, and `quit` with
+//! `{"peak_rss_mb": .., "baseline_rss_mb": ..}`; processor times may be left out. Between lines it waits for input and leaves the cores alone.
 
+mod clock;
 pub mod comparison;
 mod error;
 pub mod file;

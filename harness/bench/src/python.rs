@@ -15,6 +15,8 @@ pub const SCRIPTS: &[(&str, &str)] = &[
     ("bert_layers.py", include_str!("../../../ci/bench/bert_layers.py")),
     ("bert.py", include_str!("../../../ci/bench/bert.py")),
     ("bob.py", include_str!("../../../ci/bench/bob.py")),
+    ("s4d.py", include_str!("../../../ci/bench/s4d.py")),
+    ("selective_scan.py", include_str!("../../../ci/bench/selective_scan.py")),
 ];
 
 /// An interpreter that imports torch.

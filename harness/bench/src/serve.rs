@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, Write};
 use std::path::Path;
-use std::time::Instant;
 
 use serde_json::json;
 
@@ -33,13 +32,8 @@ pub fn serve(
         let mut words = line.split_whitespace();
         match (words.next(), words.next().map(str::parse::<usize>)) {
             (Some("step"), Some(Ok(steps))) => {
-                let (mut seconds, mut losses) = (Vec::with_capacity(steps), Vec::with_capacity(steps));
-                for _ in 0..steps {
-                    let started = Instant::now();
-                    losses.push(trainer.step()?);
-                    seconds.push(started.elapsed().as_secs_f64());
-                }
-                say(json!({ "seconds": seconds, "losses": losses }))?;
+                let turn = trainer.turn(steps)?;
+                say(json!(turn))?;
             }
             (Some("quit"), None) => {
                 return say(json!({ "peak_rss_mb": resident::peak_mb(), "baseline_rss_mb": baseline }));

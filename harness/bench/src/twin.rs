@@ -20,10 +20,13 @@ pub struct Twin {
 }
 
 /// What a twin did on `step N`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Turn {
     /// Wall-clock seconds of every step.
     pub seconds: Vec<f64>,
+    /// Processor seconds of every step, over all threads; empty where they are not measured.
+    #[serde(default)]
+    pub cpu_seconds: Vec<f64>,
     /// Loss of every step, before its update.
     pub losses: Vec<f64>,
 }
@@ -87,7 +90,10 @@ impl Twin {
     pub fn step(&mut self, steps: usize) -> Result<Turn, BenchError> {
         self.ask(&format!("step {steps}"))?;
         let turn: Turn = self.answer()?;
-        if turn.seconds.len() != steps || turn.losses.len() != steps {
+        if turn.seconds.len() != steps
+            || turn.losses.len() != steps
+            || ![0, steps].contains(&turn.cpu_seconds.len())
+        {
             return Err(self.failure(&format!("answered `step {steps}` with {} steps", turn.seconds.len())));
         }
         Ok(turn)
@@ -160,7 +166,10 @@ mod tests {
             esac; done"#,
         )
         .unwrap();
-        assert_eq!(twin.step(2).unwrap(), Turn { seconds: vec![0.5, 0.25], losses: vec![3.0, 2.5] });
+        assert_eq!(
+            twin.step(2).unwrap(),
+            Turn { seconds: vec![0.5, 0.25], cpu_seconds: vec![], losses: vec![3.0, 2.5] }
+        );
         assert_eq!(twin.quit().unwrap().added_mb(), Some(20.5));
     }
 

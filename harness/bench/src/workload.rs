@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
-use replica_nn::{Tape, Value};
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_nn::{Init, VarBuilder};
+use rand::Rng;
+use replica_core::Seed;
+use replica_nn::{Parameters, Tape, Value};
 use replica_train::adamw::Options;
 
 use crate::product::Product;
@@ -46,11 +48,12 @@ pub trait Workload: Sync {
 
     /// Floating-point operations of a training step that the mathematics cannot do without: matrix products
     /// of the forward pass and the two of each in the backward pass, causal attention by the pairs that see
-    /// each other. What an implementation computes again to save memory is not counted.
+    /// each other. What an implementation computes again to save memory is not counted. Workloads without
+    /// matrix products say what they count.
     fn flops(&self) -> f64;
 
-    /// The matrix product that most of them are in.
-    fn dominating(&self) -> Product;
+    /// The matrix product that most of them are in, if there are matrix products.
+    fn dominating(&self) -> Option<Product>;
 
     /// How the parameters are updated: AdamW of Brown et al. 2020, without clipping.
     fn optimiser(&self) -> Options {
@@ -65,11 +68,17 @@ pub trait Workload: Sync {
 
 /// A model that has its batch.
 pub trait Model {
-    /// The loss of a forward pass recorded on `tape`.
+    /// A forward pass recorded on `tape`: the loss.
     ///
     /// # Errors
     /// An operation refused its input.
-    fn loss(&self, tape: &Tape) -> Result<Value>;
+    fn forward(&self, tape: &Tape) -> Result<Value>;
+
+    /// For a single layer: the forward pass gives its output instead, and the loss is the mean of the output times
+    /// this.
+    fn cotangent(&self) -> Option<&Tensor> {
+        None
+    }
 }
 
 /// All workloads, in the order of the table.
@@ -88,10 +97,16 @@ pub(crate) fn take(data: &HashMap<String, Tensor>, name: &str) -> Result<Tensor>
     }
 }
 
+/// Numbers from N(0, 1), of the stream `name`.
+pub(crate) fn draw_normal(name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+    let parameters = Parameters::new(Seed(0), DType::F32, &Device::Cpu);
+    let init = Init::Randn { mean: 0.0, stdev: 1.0 };
+    parameters.builder().pp("bench").get_with_hints(shape.into(), name, init)?.copy()
+}
+
 /// `n` whole numbers below `below` from the stream `name`: the data of all workloads is drawn from seed 0.
 pub(crate) fn draw(name: &str, n: usize, below: usize) -> Vec<i64> {
-    use rand::Rng;
-    let mut rng = replica_core::Seed(0).named_stream("bench", name);
+    let mut rng = Seed(0).named_stream("bench", name);
     // the bias of a 64-bit remainder is below below / 2^64
     (0..n).map(|_| (rng.next_u64() % below as u64) as i64).collect()
 }

@@ -6,6 +6,7 @@
 mod arguments;
 mod commands;
 mod compared;
+mod device;
 mod failure;
 mod interrupt;
 mod progress;

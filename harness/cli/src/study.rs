@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 
 use replica_core::replication::{ConfigFile, PlanError};
-use replica_core::trial::Device;
 use replica_core::{Evidence, Plan, Replication, RunStore, gather};
 
 use crate::Session;
@@ -19,7 +18,6 @@ pub(crate) struct Study<'a> {
 
 /// The papers and plans that the options name. A paper that was not named may lack the scale.
 pub(crate) fn studies<'a>(session: &Session<'a>, options: &PlanOptions) -> Result<Vec<Study<'a>>, Failure> {
-    device_is_built_in(options.setting.device)?;
     let Some(target) = &options.target else {
         if options.setting.config.is_some() {
             return Err(Failure::usage(
@@ -70,15 +68,6 @@ fn with_seeds(plan: Plan, setting: &Setting) -> Plan {
     match setting.seeds {
         Some(n) => plan.with_seeds(n.into()),
         None => plan,
-    }
-}
-
-pub(crate) fn device_is_built_in(device: Device) -> Result<(), Failure> {
-    match device {
-        Device::Cuda(_) => Err(Failure::environment(format!(
-            "device {device}: this version has no CUDA kernels yet; use --device cpu"
-        ))),
-        Device::Cpu => Ok(()),
     }
 }
 

@@ -144,10 +144,11 @@ fn unknown_names_are_usage_errors_with_a_suggestion() {
 }
 
 #[test]
-fn a_device_without_kernels_is_an_environment_error() {
-    let output = Bench::new().run("run toy --device cuda:0");
+fn a_device_that_is_not_there_is_an_environment_error() {
+    let output = Bench::new().run("run toy --device cuda:99");
     assert_eq!(output.code, 3);
-    assert!(output.err.contains("device cuda:0: this version has no CUDA kernels yet"), "{}", output.err);
+    assert!(output.err.contains("error: device cuda:99: "), "{}", output.err);
+    assert!(output.err.contains("or use --device cpu"), "{}", output.err);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use candle_core::{DType, Device, Tensor, Var};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use replica_core::Seed;
 use replica_nn::ops::{Activation, Attention, Dropout, RopeTable, Scores};
 use replica_nn::{Gradients, Parameters, Tape, Value};
@@ -64,12 +64,14 @@ impl Shape {
         let mut group = c.benchmark_group(op);
         group.throughput(Throughput::Elements((self.batch * self.t) as u64));
         group.bench_function(self.name, |b| {
-            b.iter(|| {
+            // an operation may overwrite the gradient it gets
+            let step = |dy: Tensor| {
                 let tape = Tape::new(&gradients);
                 let y = f(&tape).unwrap();
-                tape.backward_from(&y, cotangent.clone()).unwrap();
+                tape.backward_from(&y, dy).unwrap();
                 gradients.clear();
-            });
+            };
+            b.iter_batched(|| cotangent.copy().unwrap(), step, BatchSize::PerIteration);
         });
         group.finish();
     }

@@ -23,25 +23,41 @@
 //! # Ok(()) }
 //! ```
 //!
+//! With feature `cuda` the same operations run on NVIDIA GPUs ([`accelerator`]), in float32 or bfloat16.
+//!
 //! Results do not depend on the number of threads: work is cut into pieces whose number depends on the
 //! shapes alone, and partial sums are added in the order of the pieces.
 
+pub mod accelerator;
 pub mod cache;
+mod checkpoint;
+pub mod hippo;
 pub mod init;
 pub mod layers;
+pub mod mamba;
 pub mod ops;
 pub mod parameters;
 mod real;
+pub mod s4d;
+pub mod s5;
 pub mod shapes;
 mod simd;
+pub mod staging;
 mod storage;
 pub mod tape;
 
 pub use cache::{KeyValueCache, LayerCache};
+pub use checkpoint::checkpoint;
 pub use layers::{LayerNorm, Linear, RmsNorm};
-pub use parameters::Parameters;
+pub use mamba::{Mamba, MambaConfig};
+#[cfg(feature = "cuda")]
+pub use ops::cuda::adamw;
+pub use parameters::{Parameter, Parameters};
 pub use real::Real;
+pub use s4d::{S4d, S4dConfig};
+pub use s5::{S5, S5Config};
 pub use shapes::Shapes;
 pub use simd::{instruction_set, vectorised};
+pub use staging::Staging;
 pub use storage::{slice, slice_mut, slices};
 pub use tape::{Gradients, Tape, Value};

@@ -12,15 +12,61 @@ use replica_core::Seed;
 /// Variables by name. A model asks for them through [`Parameters::builder`]; those that do not exist yet
 /// are drawn from the seed's `init` stream for their name, so the values of one do not depend on which
 /// others exist.
+///
+/// A model in bfloat16 computes with copies of the parameters; what is trained, stored and loaded are masters in
+/// float32, which the optimiser rounds to the copies in every step.
 #[derive(Clone)]
 pub struct Parameters(Arc<Shared>);
+
+/// A parameter and what a model computes with.
+#[derive(Clone)]
+pub struct Parameter {
+    /// Its name in checkpoints.
+    pub name: String,
+    /// The number that is trained, in float32 (or float64 in tests).
+    pub master: Var,
+    /// What the model computes with; the master itself unless that is bfloat16.
+    pub variable: Var,
+}
+
+impl Parameter {
+    /// The copy in another number type that follows the master, if there is one.
+    pub fn copy(&self) -> Option<&Tensor> {
+        (self.variable.id() != self.master.id()).then(|| self.variable.as_tensor())
+    }
+
+    /// A trainable parameter with these values, computed with in `dtype`.
+    fn new(name: String, values: &Tensor, dtype: DType, device: &Device) -> Result<Self> {
+        let values = values.to_dtype(master_type(dtype))?;
+        let master = Var::from_tensor(&values.to_device(device)?)?;
+        let variable = match values.dtype() == dtype {
+            true => master.clone(),
+            false => Var::from_tensor(&values.to_dtype(dtype)?.to_device(device)?)?,
+        };
+        Ok(Self { name, master, variable })
+    }
+
+    fn set(&self, values: &Tensor) -> Result<()> {
+        let values = values.to_dtype(self.master.dtype())?;
+        self.master.set(&values.to_device(self.master.device())?)?;
+        match self.copy() {
+            Some(copy) => self.variable.set(&values.to_dtype(copy.dtype())?.to_device(copy.device())?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// bfloat16 has too few digits to add small updates to.
+fn master_type(dtype: DType) -> DType {
+    if dtype == DType::BF16 { DType::F32 } else { dtype }
+}
 
 struct Shared {
     /// Where new parameters are drawn from; nothing if all must be given.
     seed: Option<Seed>,
     dtype: DType,
     device: Device,
-    variables: Mutex<BTreeMap<String, Var>>,
+    parameters: Mutex<BTreeMap<String, Parameter>>,
 }
 
 impl Parameters {
@@ -30,7 +76,7 @@ impl Parameters {
     }
 
     fn with(seed: Option<Seed>, dtype: DType, device: &Device) -> Self {
-        Self(Arc::new(Shared { seed, dtype, device: device.clone(), variables: Mutex::default() }))
+        Self(Arc::new(Shared { seed, dtype, device: device.clone(), parameters: Mutex::default() }))
     }
 
     /// Trainable copies of given tensors. A name that is not among them is an error when a model asks for it.
@@ -38,12 +84,12 @@ impl Parameters {
     /// # Errors
     /// A device failed.
     pub fn from_tensors(tensors: HashMap<String, Tensor>, dtype: DType, device: &Device) -> Result<Self> {
-        let variables = tensors
+        let made = tensors
             .into_iter()
-            .map(|(name, t)| Ok((name, Var::from_tensor(&t.to_dtype(dtype)?.to_device(device)?)?)))
+            .map(|(name, t)| Ok((name.clone(), Parameter::new(name, &t, dtype, device)?)))
             .collect::<Result<_>>()?;
         let parameters = Self::with(None, dtype, device);
-        *parameters.lock() = variables;
+        *parameters.lock() = made;
         Ok(parameters)
     }
 
@@ -52,19 +98,29 @@ impl Parameters {
         VarBuilder::from_backend(Box::new(self.clone()), self.0.dtype, self.0.device.clone())
     }
 
-    /// All parameters, sorted by name.
+    /// All parameters in the precision they are trained in, sorted by name.
     pub fn all(&self) -> Vec<(String, Var)> {
-        self.lock().iter().map(|(name, var)| (name.clone(), var.clone())).collect()
+        self.lock().values().map(|p| (p.name.clone(), p.master.clone())).collect()
     }
 
-    /// One parameter.
+    /// All parameters with what the model computes with, sorted by name.
+    pub fn trained(&self) -> Vec<Parameter> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// What the model computes with under a name.
     pub fn get(&self, name: &str) -> Option<Tensor> {
-        self.lock().get(name).map(|var| var.as_tensor().clone())
+        self.lock().get(name).map(|p| p.variable.as_tensor().clone())
     }
 
     /// Number of scalars.
     pub fn count(&self) -> usize {
-        self.lock().values().map(|var| var.elem_count()).sum()
+        self.lock().values().map(|p| p.master.elem_count()).sum()
+    }
+
+    /// Where they are.
+    pub fn device(&self) -> &Device {
+        &self.0.device
     }
 
     /// Overwrites all parameters, e.g. from a checkpoint.
@@ -72,21 +128,21 @@ impl Parameters {
     /// # Errors
     /// A name is missing, left over, or of another shape.
     pub fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
-        let variables = self.lock();
-        if let Some(name) = tensors.keys().find(|name| !variables.contains_key(*name)) {
+        let parameters = self.lock();
+        if let Some(name) = tensors.keys().find(|name| !parameters.contains_key(*name)) {
             bail!("the model has no parameter `{name}`");
         }
-        for (name, var) in variables.iter() {
+        for (name, parameter) in parameters.iter() {
             match tensors.get(name) {
-                Some(t) => var.set(&t.to_dtype(var.dtype())?.to_device(var.device())?)?,
+                Some(t) => parameter.set(t)?,
                 None => bail!("parameter `{name}` is missing"),
             }
         }
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Var>> {
-        self.0.variables.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Parameter>> {
+        self.0.parameters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn draw(&self, name: &str, shape: &Shape, init: Init) -> Result<Tensor> {
@@ -103,7 +159,7 @@ impl Parameters {
                 bail!("`{name}`: give the bounds of the initial values as Init::Uniform or Init::Randn")
             }
         };
-        Tensor::from_vec(data, shape.clone(), &Device::Cpu)?.to_dtype(self.0.dtype)?.to_device(&self.0.device)
+        Tensor::from_vec(data, shape.clone(), &Device::Cpu)
     }
 }
 
@@ -126,9 +182,10 @@ impl SimpleBackend for Parameters {
             }
             return Ok(existing);
         }
-        let var = Var::from_tensor(&self.draw(name, &shape, init)?)?;
-        let tensor = var.as_tensor().clone();
-        self.lock().insert(name.to_owned(), var);
+        let values = self.draw(name, &shape, init)?;
+        let parameter = Parameter::new(name.to_owned(), &values, self.0.dtype, &self.0.device)?;
+        let tensor = parameter.variable.as_tensor().clone();
+        self.lock().insert(name.to_owned(), parameter);
         Ok(tensor)
     }
 

@@ -64,7 +64,7 @@ impl Real for f32 {
         let p = f32::mul_add(p, z, -2.101_024e-6);
         let p = f32::mul_add(p, z, -5.692_506_5e-5);
         let p = f32::mul_add(p, z, -7.349_906_3e-4);
-        let p = f32::mul_add(p, z, -2.954_599_8e-3);
+        let p = f32::mul_add(p, z, -2.954_6e-3);
         let p = f32::mul_add(p, z, -1.609_603_3e-2);
         let q = -1.456_607_2e-5f32;
         let q = f32::mul_add(q, z, -2.133_740_5e-4);

@@ -6,6 +6,9 @@
 //! of a value is moved, later ones are added in place; parameter gradients accumulate in [`Gradients`],
 //! which lives across steps. A value without a tape records nothing: the same model code serves inference.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -16,6 +19,9 @@ use rayon::prelude::*;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, slice_mut, tensor};
+
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::Destination;
 
 /// Elements a task of an elementwise loop works on.
 pub(crate) const CHUNK: usize = 16 * 1024;
@@ -79,10 +85,10 @@ impl Tape {
     /// # Errors
     /// `loss` is not a scalar, or a device failed.
     pub fn backward(&self, loss: &Value) -> Result<()> {
-        let one = Tensor::ones(loss.tensor.shape(), loss.tensor.dtype(), loss.tensor.device())?;
-        if one.elem_count() != 1 {
+        if loss.tensor.elem_count() != 1 {
             bail!("backward starts from a scalar, got shape {:?}", loss.tensor.shape());
         }
+        let one = one_like(&loss.tensor)?;
         self.backward_from(loss, one)
     }
 
@@ -94,11 +100,16 @@ impl Tape {
         if value.tensor.shape() != cotangent.shape() {
             bail!("cotangent {:?} for a value of shape {:?}", cotangent.shape(), value.tensor.shape());
         }
+        self.backward_with(value, Grad::new(cotangent))
+    }
+
+    /// As [`Tape::backward_from`], for a gradient that others may read too.
+    pub(crate) fn backward_with(&self, value: &Value, cotangent: Grad) -> Result<()> {
         let nodes = std::mem::take(&mut *self.0.nodes.borrow_mut());
         let mut flow = Flow { slots: Vec::new(), gradients: self.0.gradients.clone() };
         flow.slots.resize_with(nodes.len(), || None);
         if let Some(slot) = value.slot {
-            flow.slots[slot] = Some(Grad::new(cotangent));
+            flow.slots[slot] = Some(cotangent);
         }
         for (slot, node) in nodes.into_iter().enumerate().rev() {
             if let (Some(backward), Some(dy)) = (node, flow.slots[slot].take()) {
@@ -107,6 +118,15 @@ impl Tape {
         }
         Ok(())
     }
+}
+
+/// 1, in a scalar's type and shape, where it is.
+fn one_like(scalar: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if scalar.device().is_cuda() && scalar.dtype() == candle_core::DType::F32 {
+        return cuda::one_like(scalar);
+    }
+    Tensor::ones(scalar.shape(), scalar.dtype(), scalar.device())
 }
 
 impl From<Tensor> for Value {
@@ -135,6 +155,10 @@ impl Value {
     /// A constant on the same tape as this value: labels or ids that meet it later.
     pub fn constant_beside(&self, tensor: Tensor) -> Value {
         self.unrecorded(tensor)
+    }
+
+    pub(crate) fn tape(&self) -> Option<Tape> {
+        self.tape.clone()
     }
 
     pub(crate) fn slot(&self) -> Option<usize> {
@@ -183,6 +207,11 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
+    /// Where the gradients of parameters go.
+    pub(crate) fn gradients(&self) -> &Gradients {
+        &self.gradients
+    }
+
     /// Lets `write(destination, fresh)` put its contribution into the gradient of the value in `slot`:
     /// assign if `fresh`, add otherwise. Nothing is called for a value that needs no gradient.
     pub(crate) fn add_to_slot<T: Real>(
@@ -234,6 +263,10 @@ impl Flow {
     }
 
     fn send_to_parameter(&mut self, parameter: &Tensor, grad: Grad) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if parameter.device().is_cuda() {
+            return self.send_to_parameter_on_device(parameter, &grad);
+        }
         match parameter.dtype() {
             candle_core::DType::F64 => slice::<f64, _>(&grad.tensor, |dy| {
                 self.add_to_parameter::<f64>(parameter, |dw, fresh| assign_or_add(dw, dy, fresh))
@@ -257,6 +290,14 @@ pub(crate) fn assign_or_add<T: Real>(dst: &mut [T], src: &[T], assign: bool) {
             );
         }
     });
+}
+
+/// As [`assign_or_add`], for few numbers that come in double precision.
+pub(crate) fn assign_or_add_rounded<T: Real>(dst: &mut [T], src: impl Iterator<Item = f64>, assign: bool) {
+    for (d, s) in dst.iter_mut().zip(src) {
+        let s = T::from_f64(s);
+        *d = if assign { s } else { *d + s };
+    }
 }
 
 /// Gradients of parameters, one buffer each, kept across steps. Clones share the buffers.

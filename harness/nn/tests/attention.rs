@@ -49,10 +49,11 @@ fn definition(
                 };
                 let weights: Vec<(usize, f64)> = (0..s).filter(seen).map(|j| (j, score(j))).collect();
                 let total: f64 = weights.iter().map(|(_, w)| w).sum();
-                for e in 0..q[b][i][h].len() {
-                    let sum: f64 = weights.iter().map(|(j, w)| w / total * v[b][*j][h][e]).sum();
-                    y.push(if weights.is_empty() { 0.0 } else { sum });
+                let mut row = vec![0.0; q[b][i][h].len()];
+                for (j, w) in &weights {
+                    row.iter_mut().zip(&v[b][*j][h]).for_each(|(y, v)| *y += w / total * v);
                 }
+                y.extend(row);
             }
         }
     }

@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use rand::Rng;
 use replica_core::Seed;
 use replica_nn::ops::{
-    Activation, Attention, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE, RopeTable, Scores,
-    SelectiveScan, StepTransform,
+    Activation, Attention, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE, LowRankKernel,
+    RopeTable, Scores, SelectiveScan, StepTransform,
 };
-use replica_nn::{Gradients, Tape, Value};
+use replica_nn::{Gradients, Tape, Value, checkpoint};
 
 const STEP: f64 = 1e-5;
 const TOLERANCE: f64 = 2e-7;
@@ -232,6 +232,27 @@ proptest! {
     }
 
     #[test]
+    fn low_rank_kernel(kernels in 1usize..3, copies in 1usize..3, share in 1usize..3, n in 1usize..4, length in 1usize..8, seed: u64) {
+        let h = copies * share;
+        let per_set: &[usize] = &[1, copies, n, 2];
+        let shapes: [&[usize]; 6] = [&[h], &[copies, n], &[copies, n], per_set, &[kernels, h, n, 2], per_set];
+        check(&shapes, seed, |x, w| {
+            let diagonal = DiagonalKernel {
+                step: w[0].clone(),
+                a_real: w[1].clone(),
+                a_imag: w[2].clone(),
+                b: Some(w[3].clone()),
+                c: w[4].clone(),
+                transform: StepTransform::Softplus,
+                conjugate: true,
+                discretisation: Discretisation::Bilinear,
+                rate: 0.4,
+            };
+            LowRankKernel { diagonal, p: w[5].clone() }.taps(length, &x[0])?.activate(Activation::Silu)
+        });
+    }
+
+    #[test]
     fn diagonal_scan(batch in 1usize..3, l in 1usize..6, h in 1usize..4, p in 1usize..11, bidirectional: bool, bilinear: bool, varying: bool, seed: u64) {
         let mut rng = Seed(seed).stream("intervals");
         let intervals: Vec<f64> = numbers(batch * l, &mut rng).into_iter().map(f64::abs).collect();
@@ -362,4 +383,35 @@ fn gradients_accumulate_and_frozen_weights_stay_without() {
     assert_eq!(get(&w), None);
     pass(&w);
     assert_eq!(get(&w).unwrap(), once);
+}
+
+/// A part that is computed again in the backward pass has the gradients of one that is kept, also when its
+/// result or its inputs are used elsewhere too.
+#[test]
+fn checkpointing_changes_no_gradient() {
+    let part = |w: Tensor| {
+        move |x: &[Value]| {
+            let h = x[0].linear_activation(&w, None, Activation::Gelu)?;
+            x[1].add(&h.gate(&x[0], Activation::Silu)?)
+        }
+    };
+    let shapes: &[&[usize]] = &[&[3, 4], &[3, 4], &[4, 4]];
+    check(shapes, 8, |x, w| {
+        let y = checkpoint(&[&x[0], &x[1]], part(w[2].clone()))?;
+        let y = checkpoint(&[&y, &x[0]], part(w[2].clone()))?;
+        y.add(&y)?.add(&x[1])
+    });
+
+    let mut rng = Seed(9).stream("test");
+    let [x, w] = [[5, 4], [4, 4]].map(|shape| variable(&shape, &mut rng));
+    let run = |again: bool| {
+        let gradients = Gradients::default();
+        let tape = Tape::new(&gradients);
+        let input = [tape.variable(x.as_tensor()).unwrap(), tape.constant(x.as_tensor().copy().unwrap())];
+        let f = part(w.as_tensor().clone());
+        let y = if again { checkpoint(&[&input[0], &input[1]], f) } else { f(&input) }.unwrap();
+        tape.backward(&y.sum().unwrap()).unwrap();
+        [&x, &w].map(|v| gradients.tensor(v).unwrap().to_vec2::<f64>().unwrap())
+    };
+    assert_eq!(run(true), run(false));
 }

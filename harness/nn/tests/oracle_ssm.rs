@@ -4,13 +4,17 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, Var};
 use replica_nn::ops::{
-    Activation, DiagonalKernel, DiagonalScan, Discretisation, SelectiveScan, StepTransform,
+    Activation, DiagonalKernel, DiagonalScan, Discretisation, LowRankKernel, SelectiveScan, StepTransform,
 };
-use replica_nn::{Gradients, Tape, Value};
+use replica_nn::s4d::{Modes, initial_modes};
+use replica_nn::s5::OutputInit;
+use replica_nn::{
+    Gradients, Mamba, MambaConfig, Parameters, S4d, S4dConfig, S5, S5Config, Tape, Value, hippo,
+};
 use replica_oracle::{Case, Tally, Tolerance, cases, files, folder, stem, within};
 
 #[test]
@@ -21,13 +25,21 @@ fn oracle() {
             "causal_conv" => convolution,
             "s4d_standalone" => s4d,
             "s4d_kernel_diag" => diagonal_kernel,
+            "s4_kernel_dplr" => low_rank_kernel,
             "s5_ssm" | "s5_varstep" => s5,
             "mamba_scan" => mamba_scan,
             "smr_module" => smr,
             "smr_s4d_block" => smr_s4d,
+            "s4_block" => s4d_block,
+            "s4_inits" => s4_initial_values,
+            "s5_init" => s5_initial_values,
+            "s5_layer" => s5_layer,
+            "mamba_block" => mamba_block,
             _ => continue, // of the replication, not of these operations
         };
-        for case in cases(&path) {
+        // batch norm and the layer around the kernel with a low-rank term are not here
+        let here = |case: &Case| !["_bn_", "/s4_dplr"].iter().any(|other| case.name.contains(other));
+        for case in cases(&path).into_iter().filter(here) {
             let pass = Pass::new(case);
             test(&pass, &mut tally);
             pass.assert_all_gradients_compared();
@@ -162,28 +174,41 @@ fn s4d(pass: &Pass, tally: &mut Tally) {
     pass.backward(tally, &y, "grad_out");
 }
 
-fn diagonal_kernel(pass: &Pass, tally: &mut Tally) {
-    let length = pass.case.tensor("kernel").dim(2).unwrap();
-    let kernel = DiagonalKernel {
+/// S4's parameters; `c` is the name of C in the file.
+fn kernel_parameters(pass: &Pass, c: &str) -> DiagonalKernel {
+    let exp = pass.case.name.ends_with("exp");
+    DiagonalKernel {
         step: pass.weight("inv_dt"),
         a_real: pass.weight("A_real"),
         a_imag: pass.weight("A_imag"),
         b: Some(pass.weight("B")),
-        c: pass.weight("C"),
-        transform: if pass.case.name.ends_with("softplus") {
-            StepTransform::Softplus
-        } else {
-            StepTransform::Exp
-        },
+        c: pass.weight_from(c, &pass.case.tensor(c).to_dtype(DType::F32).unwrap()),
+        transform: if exp { StepTransform::Exp } else { StepTransform::Softplus },
         conjugate: true,
         discretisation: discretisation(&pass.case),
         rate: 1.0,
-    };
+    }
+}
+
+fn kernel_case(pass: &Pass, tally: &mut Tally, taps: impl Fn(usize, &Value) -> candle_core::Result<Value>) {
+    let length = pass.case.tensor("kernel").dim(2).unwrap();
     // nothing but the tape is needed of it
     let beside = pass.tape.constant(Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap());
-    let y = kernel.taps(length, &beside).unwrap();
+    let y = taps(length, &beside).unwrap();
     pass.result(tally, "kernel", y.tensor());
     pass.backward(tally, &y, "grad_kernel");
+}
+
+fn diagonal_kernel(pass: &Pass, tally: &mut Tally) {
+    let kernel = kernel_parameters(pass, "C");
+    kernel_case(pass, tally, |length, beside| kernel.taps(length, beside));
+}
+
+fn low_rank_kernel(pass: &Pass, tally: &mut Tally) {
+    let diagonal =
+        DiagonalKernel { discretisation: Discretisation::Bilinear, ..kernel_parameters(pass, "C_tilde") };
+    let kernel = LowRankKernel { diagonal, p: pass.weight("P") };
+    kernel_case(pass, tally, |length, beside| kernel.taps(length, beside));
 }
 
 fn discretisation(case: &Case) -> Discretisation {
@@ -352,4 +377,161 @@ fn smr_s4d(pass: &Pass, tally: &mut Tally) {
     let y = s4d_layer(pass, tally, &v);
     pass.result(tally, "out", y.tensor());
     pass.backward(tally, &y, "grad_out");
+}
+
+/// The inputs of a layer's case as parameters; `rename` gives the layer's name for one of the file.
+fn layer_parameters(case: &Case, rename: impl Fn(&str) -> String) -> Parameters {
+    let given: HashMap<String, Tensor> = case
+        .names()
+        .into_iter()
+        .filter(|name| case.has(&format!("d_{name}")))
+        .map(|name| (rename(name), transposed_kernel(name, case.tensor(name))))
+        .collect();
+    Parameters::from_tensors(given, DType::F32, &Device::Cpu).unwrap()
+}
+
+/// flax keeps a layer's weight as `kernel` `[in, out]`; this turns it into `[out, in]` and back.
+fn transposed_kernel(name: &str, tensor: &Tensor) -> Tensor {
+    if name.ends_with(".kernel") { tensor.t().unwrap().contiguous().unwrap() } else { tensor.clone() }
+}
+
+/// Compares the result, and the gradients of all parameters that have one in the file.
+fn layer_backward(
+    pass: &Pass,
+    tally: &mut Tally,
+    y: &Value,
+    parameters: &Parameters,
+    rename: impl Fn(&str) -> String,
+) {
+    pass.result(tally, "out", y.tensor());
+    pass.tape.backward_from(y, pass.case.tensor("grad_out").clone()).unwrap();
+    let names = pass.case.names().into_iter().filter_map(|name| name.strip_prefix("d_"));
+    for name in names {
+        let parameter = parameters.get(&rename(name)).unwrap();
+        let got = pass.gradients.tensor(&parameter);
+        let got = got.unwrap_or_else(|| panic!("{}: `{name}` got no gradient", pass.case.name));
+        pass.gradient(tally, name, &transposed_kernel(name, &got));
+    }
+}
+
+fn s4d_block(pass: &Pass, tally: &mut Tally) {
+    let case = &pass.case;
+    let rename = |name: &str| name.replace("C_param", "C");
+    let parameters = layer_parameters(case, rename);
+    let (copies, n) = case.tensor("kernel.A_real").dims2().unwrap();
+    let config = S4dConfig {
+        width: case.tensor("u").dim(2).unwrap(),
+        state: 2 * n,
+        copies,
+        modes: Modes::Lin,
+        steps: (1e-3, 1e-1),
+        transform: StepTransform::Softplus,
+        discretisation: Discretisation::ZeroOrderHold,
+        bidirectional: case.name.contains("bidir"),
+        dropout: 0.0,
+    };
+    let layer = S4d::new(config, parameters.builder()).unwrap();
+    let u = pass.tape.variable(&parameters.get("u").unwrap()).unwrap();
+    let y = layer.forward(&u, None).unwrap();
+    layer_backward(pass, tally, &y, &parameters, rename);
+}
+
+fn mamba_block(pass: &Pass, tally: &mut Tally) {
+    let case = &pass.case;
+    let parameters = layer_parameters(case, str::to_owned);
+    let (inner, state) = case.tensor("A_log").dims2().unwrap();
+    let width = case.tensor("x").dim(2).unwrap();
+    let config = MambaConfig { expand: inner / width, state, ..MambaConfig::new(width) };
+    let block = Mamba::new(config, 1, parameters.builder()).unwrap();
+    let x = pass.tape.variable(&parameters.get("x").unwrap()).unwrap();
+    let y = block.forward(&x).unwrap();
+    layer_backward(pass, tally, &y, &parameters, str::to_owned);
+}
+
+/// The layer around the model: norm, tanh GELU, gate, residual.
+fn s5_layer(pass: &Pass, tally: &mut Tally) {
+    let case = &pass.case;
+    let rename = |name: &str| name.replace("seq.", "");
+    let parameters = layer_parameters(case, rename);
+    let weight = |name: &str| parameters.get(name).unwrap();
+    let (p, width, _) = case.tensor("seq.B").dims3().unwrap();
+    let config = S5Config {
+        width,
+        state: 2 * p,
+        blocks: 1,
+        steps: (1e-3, 1e-1),
+        output: OutputInit::Lecun,
+        discretisation: Discretisation::ZeroOrderHold,
+        bidirectional: true,
+        clip: false,
+    };
+    let model = S5::new(config, parameters.builder()).unwrap();
+    let x = pass.tape.variable(&weight("x")).unwrap();
+    let norm = |x: &Value| x.layer_norm(&weight("norm.scale"), &weight("norm.bias"), 1e-6).unwrap();
+    let post = case.name.contains("_post_");
+    let g = model.forward(&if post { x.clone() } else { norm(&x) }).unwrap();
+    let mut y = g.activate(Activation::GeluTanh).unwrap();
+    if case.name.contains("full_glu") {
+        let dense = |name: &str| {
+            y.linear(&weight(&format!("{name}.kernel")), Some(&weight(&format!("{name}.bias")))).unwrap()
+        };
+        y = dense("out2").gate(&dense("out1"), Activation::Sigmoid).unwrap();
+    }
+    let mut y = y.add(&x).unwrap();
+    if post {
+        y = norm(&y);
+    }
+    layer_backward(pass, tally, &y, &parameters, rename);
+}
+
+fn s4_initial_values(pass: &Pass, tally: &mut Tally) {
+    let case = &pass.case;
+    let n: usize = case.name.rsplit('N').next().unwrap().parse().unwrap();
+    let exact = |tally: &mut Tally, name: &str, got: Vec<f64>| {
+        let expected: Vec<f64> = case.tensor(name).flatten_all().unwrap().to_vec1().unwrap();
+        tally.numbers(&case.name, name, &got, &expected, within(1e-9, 1e-8));
+    };
+    let (a, b) = hippo::legs(n);
+    exact(tally, "hippo_legs_A", a);
+    exact(tally, "hippo_legs_B", b.clone());
+    let part = hippo::NormalPart::new(n);
+    let p: Vec<f64> = (0..n).map(|i| (i as f64 + 0.5).sqrt()).collect();
+    let (p, b) = (part.project(&p), part.project(&b));
+    let kept = n / 2;
+    exact(tally, "nplr_W_re", part.eigenvalues[..kept].iter().map(|l| l.re).collect());
+    exact(tally, "nplr_W_im", part.eigenvalues[..kept].iter().map(|l| l.im).collect());
+    exact(tally, "nplr_absP", p[..kept].iter().map(|p| p.norm()).collect());
+    exact(tally, "nplr_absB_unclipped", b[..kept].iter().map(|b| b.norm()).collect());
+    exact(tally, "nplr_conjP_B_re", p.iter().zip(&b).take(kept).map(|(p, b)| (p.conj() * b).re).collect());
+    exact(tally, "nplr_conjP_B_im", p.iter().zip(&b).take(kept).map(|(p, b)| (p.conj() * b).im).collect());
+    // stored in float32
+    let rounded = |tally: &mut Tally, name: &str, got: Vec<f64>| {
+        let expected: Vec<f64> = case.tensor(name).flatten_all().unwrap().to_vec1().unwrap();
+        tally.numbers(&case.name, name, &got, &expected, within(1e-6, 1e-6));
+    };
+    for (name, modes) in
+        [("lin", Modes::Lin), ("inv", Modes::Inv), ("legs", Modes::Legs), ("real", Modes::Real)]
+    {
+        let (re, im, _) = initial_modes(modes, n);
+        rounded(tally, &format!("s4d_{name}_A_re"), re);
+        rounded(tally, &format!("s4d_{name}_A_im"), im.iter().map(|v| -v).collect());
+    }
+}
+
+fn s5_initial_values(pass: &Pass, tally: &mut Tally) {
+    let case = &pass.case;
+    let n: usize = case.name.rsplit('N').next().unwrap().parse().unwrap();
+    let part = hippo::NormalPart::new(n);
+    let exact = |tally: &mut Tally, name: &str, got: Vec<f64>| {
+        let expected: Vec<f64> = case.tensor(name).flatten_all().unwrap().to_vec1().unwrap();
+        tally.numbers(&case.name, name, &got, &expected, within(1e-9, 1e-8));
+    };
+    exact(tally, "hippo", hippo::legs(n).0);
+    exact(tally, "Lambda_re", part.eigenvalues.iter().map(|l| l.re).collect());
+    exact(tally, "Lambda_im", part.eigenvalues.iter().map(|l| l.im).collect());
+    let column = |i: usize, k: usize| part.vectors[i * n + k];
+    let element = |i: usize, j: usize| -> f64 {
+        (0..n).map(|k| (column(i, k) * part.eigenvalues[k] * column(j, k).conj()).re).sum()
+    };
+    exact(tally, "VLVh_re", (0..n * n).map(|k| element(k / n, k % n)).collect());
 }

@@ -2,7 +2,7 @@
 //! `cargo bench -p replica-train`.
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use replica_core::Seed;
 use replica_nn::{Gradients, Parameters, Tape};
@@ -23,7 +23,8 @@ fn adamw(c: &mut Criterion) {
             parameters.builder().get_with_hints((rows, width), &i.to_string(), init).unwrap();
         }
         let options = Options { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip_norm: 1.0 };
-        let mut optimiser = AdamW::new(&parameters, options);
+        let mut optimiser = AdamW::new(&parameters, options).unwrap();
+        let loss = Tensor::new(1f32, &Device::Cpu).unwrap();
         let gradients = Gradients::default();
         let fill = || {
             for (_, var) in parameters.all() {
@@ -34,7 +35,11 @@ fn adamw(c: &mut Criterion) {
         };
         group.throughput(Throughput::Elements(parameters.count() as u64));
         group.bench_function(name, |b| {
-            b.iter_batched(fill, |()| optimiser.step(&gradients, 1e-4).unwrap(), BatchSize::PerIteration);
+            let step = |()| {
+                optimiser.step(&gradients, 1e-4, &loss).unwrap();
+                optimiser.outcomes().unwrap()
+            };
+            b.iter_batched(fill, step, BatchSize::PerIteration);
         });
     }
     group.finish();

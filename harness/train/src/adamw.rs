@@ -1,23 +1,39 @@
 //! AdamW (Loshchilov and Hutter 2019) as in PyTorch, with the clipping of the global gradient norm in the
 //! same pass over the parameters.
+//!
+//! On a GPU a step is queued and nothing waits for it: what it saw is asked for later, for several steps at once.
 
 use std::collections::HashMap;
 
-use candle_core::{Result, Tensor, Var, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
-use replica_nn::{Gradients, Parameters, slice, slice_mut};
+use replica_nn::{Gradients, Parameter, Parameters, slice, slice_mut};
 
 /// Elements a task works on; fixes the order of the norm's partial sums.
 const CHUNK: usize = 16 * 1024;
 
+/// Steps on a GPU whose outcome is read at once: few enough that a loss that is not finite is seen soon, enough
+/// that the processor stays ahead of the device (our choice).
+#[cfg(feature = "cuda")]
+const WINDOW: usize = 16;
+
 /// The optimiser and its state: two moments of every parameter.
 pub struct AdamW {
-    parameters: Vec<(String, Var)>,
-    /// First and second moments in the order of `parameters`.
-    moments: Vec<(Vec<f32>, Vec<f32>)>,
+    parameters: Vec<Parameter>,
+    state: State,
     /// Steps taken.
     step: u64,
     options: Options,
+}
+
+enum State {
+    Host {
+        /// First and second moments in the order of the parameters.
+        moments: Vec<(Vec<f32>, Vec<f32>)>,
+        unread: Vec<Outcome>,
+    },
+    #[cfg(feature = "cuda")]
+    Device(replica_nn::adamw::DeviceAdamW),
 }
 
 /// What stays the same over a run.
@@ -37,55 +53,114 @@ pub struct Options {
 
 /// What an optimiser step saw.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
-    /// The parameters were updated; the norm is the one before clipping.
-    Taken {
-        /// Global gradient norm.
-        gradient_norm: f32,
-    },
-    /// The gradient is not finite; nothing was changed.
-    NonFinite {
-        /// The first parameter, by name, whose gradient is not finite.
-        parameter: String,
-        /// Global gradient norm.
-        gradient_norm: f32,
-    },
+pub struct Outcome {
+    /// The loss.
+    pub loss: f32,
+    /// Global gradient norm, before clipping. If it is not finite, the step changed nothing.
+    pub gradient_norm: f32,
+    /// The first parameter, by name, whose gradient is not finite.
+    pub not_finite: Option<String>,
 }
 
 impl AdamW {
-    /// Zero moments for all parameters.
-    pub fn new(parameters: &Parameters, options: Options) -> Self {
-        let parameters = parameters.all();
-        let zeros = |(_, var): &(String, Var)| (vec![0.0; var.elem_count()], vec![0.0; var.elem_count()]);
-        Self { moments: parameters.iter().map(zeros).collect(), parameters, step: 0, options }
-    }
-
-    /// One step: norm, clipping, update. The gradients are cleared.
+    /// Zero moments for all parameters, where they are.
     ///
     /// # Errors
-    /// A parameter has no gradient: it is cut off from the loss.
-    pub fn step(&mut self, gradients: &Gradients, learning_rate: f64) -> Result<Step> {
-        let gradient = |(name, var): &(String, Var)| match gradients.tensor(var) {
+    /// A device has no memory for them.
+    pub fn new(parameters: &Parameters, options: Options) -> Result<Self> {
+        let all = parameters.trained();
+        let state = match parameters.device() {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => State::Device(replica_nn::adamw::DeviceAdamW::new(all.clone(), WINDOW)?),
+            _ => {
+                let zeros =
+                    |p: &Parameter| (vec![0.0; p.master.elem_count()], vec![0.0; p.master.elem_count()]);
+                State::Host { moments: all.iter().map(zeros).collect(), unread: Vec::new() }
+            }
+        };
+        Ok(Self { parameters: all, state, step: 0, options })
+    }
+
+    /// One step: norm, clipping, update. The gradients are cleared. `loss` is what they are the gradients of.
+    ///
+    /// # Errors
+    /// A parameter has no gradient: it is cut off from the loss. Or [`AdamW::due`] was not heeded.
+    pub fn step(&mut self, gradients: &Gradients, learning_rate: f64, loss: &Tensor) -> Result<()> {
+        let gradient = |p: &Parameter| match gradients.tensor(p.variable.as_tensor()) {
             Some(g) => Ok(g),
-            None => bail!("parameter `{name}` got no gradient: the loss does not depend on it"),
+            None => bail!("parameter `{}` got no gradient: the loss does not depend on it", p.name),
         };
         let grads: Vec<Tensor> = self.parameters.iter().map(gradient).collect::<Result<_>>()?;
-        let squares: Vec<f64> = grads.iter().map(sum_of_squares).collect::<Result<_>>()?;
-        let norm = squares.iter().sum::<f64>().sqrt();
-        let gradient_norm = norm as f32;
-        if !gradient_norm.is_finite() {
-            let bad = squares.iter().position(|s| !s.is_finite()).unwrap_or_default();
-            return Ok(Step::NonFinite { parameter: self.parameters[bad].0.clone(), gradient_norm });
-        }
-        self.step += 1;
-        // torch.nn.utils.clip_grad_norm_
-        let clip = (self.options.clip_norm / (norm + 1e-6)).min(1.0);
-        let update = Update::new(self.options, learning_rate, self.step, clip);
-        for (((_, var), grad), (m, v)) in self.parameters.iter().zip(&grads).zip(&mut self.moments) {
-            slice::<f32, _>(grad, |g| slice_mut::<f32>(var, |p| update.apply(p, g, m, v)))??;
-        }
         gradients.clear();
-        Ok(Step::Taken { gradient_norm })
+        match &mut self.state {
+            State::Host { moments, unread } => {
+                let squares: Vec<f64> = grads.iter().map(sum_of_squares).collect::<Result<_>>()?;
+                let norm = squares.iter().sum::<f64>().sqrt();
+                let mut outcome =
+                    Outcome { loss: loss.to_scalar()?, gradient_norm: norm as f32, not_finite: None };
+                if outcome.gradient_norm.is_finite() {
+                    self.step += 1;
+                    // torch.nn.utils.clip_grad_norm_
+                    let clip = (self.options.clip_norm / (norm + 1e-6)).min(1.0);
+                    let update = Update::new(self.options, learning_rate, self.step, clip);
+                    for ((p, grad), (m, v)) in self.parameters.iter().zip(&grads).zip(moments) {
+                        slice::<f32, _>(grad, |g| {
+                            slice_mut::<f32>(&p.master, |p| update.apply(p, g, m, v))
+                        })??;
+                    }
+                } else {
+                    let bad = squares.iter().position(|s| !s.is_finite()).unwrap_or_default();
+                    outcome.not_finite = Some(self.parameters[bad].name.clone());
+                }
+                unread.push(outcome);
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            State::Device(device) => {
+                self.step += 1;
+                let update = Update::new(self.options, learning_rate, self.step, 1.0);
+                let rates = replica_nn::adamw::Rates {
+                    step_size: update.step_size,
+                    inverse_root_correction: update.inverse_root_correction,
+                    decay: update.decay,
+                };
+                let constants = replica_nn::adamw::Constants {
+                    beta1: update.beta1,
+                    beta2: update.beta2,
+                    eps: update.eps,
+                    clip_norm: self.options.clip_norm as f32,
+                };
+                device.step(&grads, loss, rates, constants)
+            }
+        }
+    }
+
+    /// Whether [`AdamW::outcomes`] should be asked before the next step.
+    pub fn due(&self) -> bool {
+        match &self.state {
+            State::Host { unread, .. } => !unread.is_empty(),
+            #[cfg(feature = "cuda")]
+            State::Device(device) => device.unread() == WINDOW,
+        }
+    }
+
+    /// What the steps since the last call saw, in their order; waits for a GPU.
+    ///
+    /// # Errors
+    /// A device failed.
+    pub fn outcomes(&mut self) -> Result<Vec<Outcome>> {
+        match &mut self.state {
+            State::Host { unread, .. } => Ok(std::mem::take(unread)),
+            #[cfg(feature = "cuda")]
+            State::Device(device) => {
+                let named = |o: replica_nn::adamw::Outcome| Outcome {
+                    loss: o.loss,
+                    gradient_norm: o.gradient_norm,
+                    not_finite: o.not_finite.map(|place| self.parameters[place].name.clone()),
+                };
+                Ok(device.outcomes()?.into_iter().map(named).collect())
+            }
+        }
     }
 
     /// Steps taken so far.
@@ -93,19 +168,26 @@ impl AdamW {
         self.step
     }
 
-    /// The state, named `m.<parameter>` and `v.<parameter>`.
+    /// The state in host memory, named `m.<parameter>` and `v.<parameter>`.
     ///
     /// # Errors
     /// A device failed.
     pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut state = Vec::with_capacity(2 * self.parameters.len());
-        for ((name, var), (m, v)) in self.parameters.iter().zip(&self.moments) {
-            for (prefix, data) in [("m", m), ("v", v)] {
-                let data = Tensor::from_slice(data, var.shape(), &candle_core::Device::Cpu)?;
-                state.push((format!("{prefix}.{name}"), data));
+        let moments: Vec<(Tensor, Tensor)> = match &self.state {
+            State::Host { moments, .. } => {
+                let tensor =
+                    |data: &[f32], p: &Parameter| Tensor::from_slice(data, p.master.shape(), &Device::Cpu);
+                let both =
+                    |(p, (m, v)): (&Parameter, &(Vec<f32>, Vec<f32>))| Ok((tensor(m, p)?, tensor(v, p)?));
+                self.parameters.iter().zip(moments).map(both).collect::<Result<_>>()?
             }
-        }
-        Ok(state)
+            #[cfg(feature = "cuda")]
+            State::Device(device) => device.moments()?,
+        };
+        let named = |(p, (m, v)): (&Parameter, (Tensor, Tensor))| {
+            [(format!("m.{}", p.name), m), (format!("v.{}", p.name), v)]
+        };
+        Ok(self.parameters.iter().zip(moments).flat_map(named).collect())
     }
 
     /// Puts a state back.
@@ -113,12 +195,19 @@ impl AdamW {
     /// # Errors
     /// A tensor is missing or of another size.
     pub fn restore(&mut self, step: u64, state: &HashMap<String, Tensor>) -> Result<()> {
-        for ((name, var), (m, v)) in self.parameters.iter().zip(&mut self.moments) {
-            for (prefix, data) in [("m", m), ("v", v)] {
-                match state.get(&format!("{prefix}.{name}")) {
-                    Some(t) if t.shape() == var.shape() => *data = t.flatten_all()?.to_vec1()?,
-                    _ => bail!("the optimiser state of `{name}` is missing or of another shape"),
+        for (place, parameter) in self.parameters.iter().enumerate() {
+            let moment = |prefix: &str| match state.get(&format!("{prefix}.{}", parameter.name)) {
+                Some(t) if t.shape() == parameter.master.shape() => Ok(t),
+                _ => bail!("the optimiser state of `{}` is missing or of another shape", parameter.name),
+            };
+            let (first, second) = (moment("m")?, moment("v")?);
+            match &mut self.state {
+                State::Host { moments, .. } => {
+                    let data = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
+                    moments[place] = (data(first)?, data(second)?);
                 }
+                #[cfg(feature = "cuda")]
+                State::Device(device) => device.restore(place, first, second)?,
             }
         }
         self.step = step;
@@ -190,7 +279,7 @@ impl Update {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::DType;
     use replica_nn::Tape;
 
     fn parameters() -> Parameters {
@@ -198,13 +287,17 @@ mod tests {
         Parameters::from_tensors(HashMap::from([("w".to_owned(), w)]), DType::F32, &Device::Cpu).unwrap()
     }
 
-    fn gradients(parameters: &Parameters, x: [f32; 2]) -> Gradients {
+    /// A step on the loss w . x.
+    fn step(optimiser: &mut AdamW, parameters: &Parameters, x: [f32; 2]) -> Outcome {
         let gradients = Gradients::default();
         let tape = Tape::new(&gradients);
         let x = tape.constant(Tensor::new(&[x], &Device::Cpu).unwrap());
         let loss = x.linear(&parameters.get("w").unwrap(), None).unwrap().sum().unwrap();
         tape.backward(&loss).unwrap();
-        gradients
+        assert!(!optimiser.due());
+        optimiser.step(&gradients, 0.01, loss.tensor()).unwrap();
+        assert!(optimiser.due());
+        optimiser.outcomes().unwrap().remove(0)
     }
 
     fn options() -> Options {
@@ -215,9 +308,9 @@ mod tests {
     #[test]
     fn first_step_in_closed_form() {
         let parameters = parameters();
-        let mut optimiser = AdamW::new(&parameters, options());
-        let taken = optimiser.step(&gradients(&parameters, [3.0, -4.0]), 0.01).unwrap();
-        assert_eq!(taken, Step::Taken { gradient_norm: 5.0 });
+        let mut optimiser = AdamW::new(&parameters, options()).unwrap();
+        let outcome = step(&mut optimiser, &parameters, [3.0, -4.0]);
+        assert_eq!(outcome, Outcome { loss: 11.0, gradient_norm: 5.0, not_finite: None });
         let clip = 1.0 / 5.0;
         let w: Vec<f32> = parameters.get("w").unwrap().flatten_all().unwrap().to_vec1().unwrap();
         for (w, (old, g)) in w.iter().zip([(1.0, 3.0), (-2.0, -4.0)]) {
@@ -230,9 +323,9 @@ mod tests {
     #[test]
     fn a_gradient_that_is_not_finite_changes_nothing_and_is_named() {
         let parameters = parameters();
-        let mut optimiser = AdamW::new(&parameters, options());
-        let step = optimiser.step(&gradients(&parameters, [f32::NAN, 0.0]), 0.01).unwrap();
-        assert!(matches!(step, Step::NonFinite { parameter, .. } if parameter == "w"));
+        let mut optimiser = AdamW::new(&parameters, options()).unwrap();
+        let outcome = step(&mut optimiser, &parameters, [f32::NAN, 0.0]);
+        assert_eq!(outcome.not_finite.as_deref(), Some("w"));
         assert_eq!(optimiser.steps(), 0);
         let w = parameters.get("w").unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(w, [[1.0, -2.0]]);
@@ -241,7 +334,9 @@ mod tests {
     #[test]
     fn a_parameter_without_gradient_is_an_error() {
         let parameters = parameters();
-        let error = AdamW::new(&parameters, options()).step(&Gradients::default(), 0.01).unwrap_err();
+        let loss = Tensor::new(1f32, &Device::Cpu).unwrap();
+        let mut optimiser = AdamW::new(&parameters, options()).unwrap();
+        let error = optimiser.step(&Gradients::default(), 0.01, &loss).unwrap_err();
         assert!(error.to_string().contains("`w` got no gradient"), "{error}");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 use replica_core::Seed;
+use replica_nn::Staging;
 use replica_nn::ops::IGNORE;
 
 /// Token blocks of equal length. Clones share the tokens.
@@ -62,6 +63,14 @@ impl Blocks {
     /// # Errors
     /// A device failed.
     pub fn batch(&self, indices: &[usize], device: &Device) -> Result<Batch> {
+        self.staged(indices, &mut Staging::new(device))
+    }
+
+    /// As [`Blocks::batch`], without waiting for the device.
+    ///
+    /// # Errors
+    /// A device failed.
+    pub fn staged(&self, indices: &[usize], staging: &mut Staging) -> Result<Batch> {
         let shape = (indices.len(), self.seq_len);
         let ids: Vec<u32> = indices.iter().flat_map(|&b| self.block(b).iter().copied()).collect();
         let next = |block: &[u32]| {
@@ -70,10 +79,7 @@ impl Blocks {
             labels
         };
         let labels: Vec<i64> = indices.iter().flat_map(|&b| next(self.block(b))).collect();
-        Ok(Batch {
-            ids: Tensor::from_vec(ids, shape, device)?,
-            labels: Tensor::from_vec(labels, shape, device)?,
-        })
+        Ok(Batch { ids: staging.send(ids, shape)?, labels: staging.send(labels, shape)? })
     }
 
     /// The blocks of training step `step`: every epoch is a new permutation of all blocks, drawn from the

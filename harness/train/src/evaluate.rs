@@ -1,7 +1,7 @@
 //! Perplexity of a language model on blocks.
 
 use candle_core::{Device, Result, Tensor};
-use replica_nn::Value;
+use replica_nn::{Staging, Value};
 
 use crate::blocks::Blocks;
 
@@ -44,11 +44,13 @@ pub fn evaluate(
     loss: impl Fn(&Value, &Tensor) -> Result<Value>,
 ) -> Result<Perplexity> {
     let indices: Vec<usize> = (0..blocks.len()).collect();
-    let mut batches = Vec::new();
+    let mut staging = Staging::new(device);
+    let mut means = Vec::new();
     for indices in indices.chunks(batch_size) {
-        let batch = blocks.batch(indices, device)?;
-        let mean = loss(&Value::from(batch.ids), &batch.labels)?.tensor().to_scalar::<f32>()?;
-        batches.push((f64::from(mean), indices.len()));
+        let batch = blocks.staged(indices, &mut staging)?;
+        means.push((loss(&Value::from(batch.ids), &batch.labels)?.tensor().clone(), indices.len()));
     }
-    Ok(Perplexity::of_batches(batches))
+    // read at the end, so that a GPU never waits for the next batch
+    let read = |(mean, len): (Tensor, usize)| Ok((f64::from(mean.to_scalar::<f32>()?), len));
+    Ok(Perplexity::of_batches(means.into_iter().map(read).collect::<Result<Vec<_>>>()?))
 }

@@ -392,7 +392,7 @@ fn one_by_one(
 fn check(prompts: &Tensor, stop: Stop) -> Result<usize, GenerateError> {
     stop.problem().map_or(Ok(()), |problem| Err(GenerateError::Option(problem)))?;
     match (prompts.dims(), prompts.dtype()) {
-        ([batch, 1..], DType::U32) if *batch > 0 => Ok(*batch),
+        ([batch, n], DType::U32) if *batch > 0 && *n > 0 => Ok(*batch),
         (shape, dtype) => Err(GenerateError::Prompts { shape: shape.to_vec(), dtype }),
     }
 }

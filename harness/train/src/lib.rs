@@ -16,6 +16,6 @@ pub mod training;
 pub use adamw::AdamW;
 pub use blocks::{Batch, Blocks};
 pub use evaluate::{Perplexity, evaluate};
-pub use recipe::Recipe;
+pub use recipe::{Precision, Recipe};
 pub use schedule::learning_rate;
 pub use training::{Log, train};

@@ -1,11 +1,47 @@
 //! The hyper-parameters of a training run.
 
+use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
+
+/// The number format a model computes with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision everywhere.
+    #[default]
+    F32,
+    /// bfloat16 for weights and activations of a model on a GPU; what is trained, sums, losses and gradients of
+    /// parameters stay in single precision.
+    Bf16,
+}
+
+impl Precision {
+    fn is_single(&self) -> bool {
+        *self == Self::F32
+    }
+
+    /// The tensors' type on a device.
+    ///
+    /// # Errors
+    /// The CPU has no kernels for bfloat16.
+    pub fn on(self, device: &Device) -> Result<DType, String> {
+        match (self, device.is_cuda()) {
+            (Self::F32, _) => Ok(DType::F32),
+            (Self::Bf16, true) => Ok(DType::BF16),
+            (Self::Bf16, false) => Err("dtype = \"bf16\" is computed on GPUs only; use --device cuda, or a \
+                                        configuration with dtype = \"f32\""
+                .to_owned()),
+        }
+    }
+}
 
 /// How a model is trained. Every value is part of a trial's identity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
+    /// Number format the model computes with; single precision if nothing is said.
+    #[serde(default, skip_serializing_if = "Precision::is_single")]
+    pub dtype: Precision,
     /// Optimiser steps.
     pub steps: u64,
     /// Sequences a step.
@@ -70,8 +106,13 @@ impl Recipe {
         None
     }
 
+    /// Tokens a step.
+    pub fn tokens_a_step(&self) -> u64 {
+        (self.batch_size * self.seq_len) as u64
+    }
+
     /// Tokens in all steps together.
     pub fn tokens(&self) -> u64 {
-        self.steps * (self.batch_size * self.seq_len) as u64
+        self.steps * self.tokens_a_step()
     }
 }

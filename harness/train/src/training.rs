@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use replica_core::record::{Curve, Trace};
 use replica_core::{Seed, TrialContext, TrialError};
 use replica_nn::ops::Dropout;
-use replica_nn::{Gradients, Parameters, Tape, Value};
+use replica_nn::{Gradients, Parameters, Staging, Tape, Value};
 use serde::{Deserialize, Serialize};
 
-use crate::adamw::{AdamW, Options, Step};
+use crate::adamw::{AdamW, Options, Outcome};
 use crate::blocks::Blocks;
 use crate::checkpoint;
 use crate::recipe::Recipe;
@@ -27,7 +27,8 @@ pub struct Log {
     pub steps: u64,
     /// Sum and number of losses since the last point of `train_loss`.
     pending: (f64, u64),
-    /// Seconds of every step of this process, without evaluations and checkpoints.
+    /// Seconds of every step of this process, without evaluations and checkpoints; on a GPU means over the steps
+    /// that are waited for at once.
     #[serde(skip)]
     pub step_seconds: Vec<f64>,
 }
@@ -40,6 +41,36 @@ impl Log {
             .or_insert_with(|| Curve { x_label: "tokens".to_owned(), ..Curve::default() });
         curve.x.push(tokens as f64);
         curve.y.push(y);
+    }
+
+    /// Writes down what the optimiser's steps since the last call saw, which began at `started`.
+    fn read(
+        &mut self,
+        optimiser: &mut AdamW,
+        recipe: &Recipe,
+        context: &TrialContext,
+        started: Instant,
+    ) -> Result<(), TrialError> {
+        let outcomes = optimiser.outcomes().map_err(TrialError::failed)?;
+        let seconds = started.elapsed().as_secs_f64() / outcomes.len() as f64;
+        for Outcome { loss, gradient_norm, not_finite } in outcomes {
+            let refused = match &not_finite {
+                _ if !loss.is_finite() => Some(("loss".to_owned(), loss)),
+                Some(parameter) => Some((format!("the gradient of `{parameter}`"), gradient_norm)),
+                None => None,
+            };
+            if let Some((what, value)) = refused {
+                let (step, learning_rate) = (self.steps, recipe.learning_rate);
+                return Err(TrialError::NonFinite { step, what, value, learning_rate });
+            }
+            self.trace.push(loss, gradient_norm);
+            self.step_seconds.push(seconds);
+            self.steps += 1;
+            self.pending = (self.pending.0 + f64::from(loss), self.pending.1 + 1);
+            let tokens = self.steps * recipe.tokens_a_step();
+            context.progress.step(self.steps, recipe.steps, loss, tokens);
+        }
+        Ok(())
     }
 
     /// Median seconds a step, leaving out the first ones, which allocate.
@@ -67,7 +98,6 @@ pub fn train(
     loss: impl Fn(&Value, &Tensor, &Dropout) -> candle_core::Result<Value>,
     mut validate: impl FnMut() -> candle_core::Result<f64>,
 ) -> Result<Log, TrialError> {
-    let device = Device::Cpu;
     let mut optimiser = AdamW::new(
         parameters,
         Options {
@@ -77,58 +107,52 @@ pub fn train(
             weight_decay: recipe.weight_decay,
             clip_norm: recipe.clip_norm,
         },
-    );
+    )
+    .map_err(TrialError::failed)?;
     let mut log = resume(parameters, &mut optimiser, context)?.unwrap_or_default();
     let mut order = blocks.order(seed, recipe.batch_size);
     let dropout_key = seed.counter_key("dropout");
     let gradients = Gradients::default();
-    let tokens_a_step = (recipe.batch_size * recipe.seq_len) as u64;
     // our choice: a run loses at most a twentieth of its work
     let checkpoint_every = recipe.steps.div_ceil(20).max(10);
 
-    while log.steps < recipe.steps {
+    let mut staging = Staging::new(parameters.device());
+    // steps taken; the log knows of fewer until a GPU is asked what the last ones saw
+    let mut step = log.steps;
+    let mut started = Instant::now();
+
+    while step < recipe.steps {
         if context.check_cancelled().is_err() {
+            log.read(&mut optimiser, recipe, context, started)?;
             save(parameters, &optimiser, &log, context)?;
             return Err(TrialError::Interrupted);
         }
-        let started = Instant::now();
-        let step = log.steps;
-        let batch = blocks.batch(&order(step), &device).map_err(TrialError::failed)?;
+        let batch = blocks.staged(&order(step), &mut staging).map_err(TrialError::failed)?;
         let tape = Tape::new(&gradients);
         let loss = loss(&tape.constant(batch.ids), &batch.labels, &Dropout::new(dropout_key, step))
             .map_err(TrialError::failed)?;
-        let value: f32 = loss.tensor().to_scalar().map_err(TrialError::failed)?;
-        let non_finite = |what: &str, value| TrialError::NonFinite {
-            step,
-            what: what.to_owned(),
-            value,
-            learning_rate: recipe.learning_rate,
-        };
-        if !value.is_finite() {
-            return Err(non_finite("loss", value));
-        }
         tape.backward(&loss).map_err(TrialError::failed)?;
         let rate = learning_rate(recipe.learning_rate, recipe.warmup_steps, recipe.steps, step);
-        match optimiser.step(&gradients, rate).map_err(TrialError::failed)? {
-            Step::Taken { gradient_norm } => log.trace.push(value, gradient_norm),
-            Step::NonFinite { parameter, gradient_norm } => {
-                return Err(non_finite(&format!("the gradient of `{parameter}`"), gradient_norm));
-            }
+        optimiser.step(&gradients, rate, loss.tensor()).map_err(TrialError::failed)?;
+        step += 1;
+
+        let evaluate = step.is_multiple_of(recipe.eval_every) || step == recipe.steps;
+        let checkpoint = step.is_multiple_of(checkpoint_every) && step < recipe.steps;
+        if !(optimiser.due() || evaluate || checkpoint) {
+            continue;
         }
-        log.step_seconds.push(started.elapsed().as_secs_f64());
-        log.steps += 1;
-        log.pending = (log.pending.0 + f64::from(value), log.pending.1 + 1);
-        let tokens = log.steps * tokens_a_step;
-        context.progress.step(log.steps, recipe.steps, value, tokens);
-        if log.steps.is_multiple_of(recipe.eval_every) || log.steps == recipe.steps {
+        log.read(&mut optimiser, recipe, context, started)?;
+        if evaluate {
+            let tokens = step * recipe.tokens_a_step();
             let (sum, n) = std::mem::take(&mut log.pending);
             log.point("train_loss", tokens, sum / n as f64);
             let valid = validate().map_err(TrialError::failed)?;
             log.point("valid_loss", tokens, valid);
         }
-        if log.steps.is_multiple_of(checkpoint_every) && log.steps < recipe.steps {
+        if checkpoint {
             save(parameters, &optimiser, &log, context)?;
         }
+        started = Instant::now();
     }
     Ok(log)
 }

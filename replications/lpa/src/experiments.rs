@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use candle_core::DType;
+use candle_core::Device;
 use replica_core::record::DataUse;
-use replica_core::trial::{Device, Silent};
+use replica_core::trial::Silent;
 use replica_core::{Measurements, Seed, TrialContext, TrialError, TrialSpec, memory};
 use replica_datasets::{Sources, Split, TextDataset, Tokenizer, TokenizerSpec};
-use replica_nn::Parameters;
+use replica_nn::{Parameters, accelerator};
 use replica_train::{Blocks, Log, Perplexity, evaluate, train};
 
 use crate::config::{Training, TrialConfig};
@@ -19,17 +19,19 @@ use crate::model::{LanguageModel, ModelConfig};
 /// # Errors
 /// See [`TrialError`].
 pub fn run(spec: &TrialSpec, context: &TrialContext, corpora: &Corpora) -> Result<Measurements, TrialError> {
-    if let Device::Cuda(_) = context.device {
-        return Err(TrialError::Device("this build trains on the CPU only; use --device cpu".to_owned()));
-    }
+    let device = || accelerator::open(context.device).map_err(|e| TrialError::Device(e.to_string()));
     match serde_json::from_value(spec.config.clone()).map_err(TrialError::failed)? {
-        TrialConfig::Train(training) => Run::prepare(&training, Seed(spec.seed), corpora)?.measure(context),
+        TrialConfig::Train(training) => {
+            Run::prepare(&training, Seed(spec.seed), corpora, &device()?)?.measure(context)
+        }
         TrialConfig::Cost(training) => {
             // the text is no part of what training costs
             corpora.get(&training.text, &training.tokenizer)?;
+            let device = device()?;
             let before = memory::live();
             memory::reset_peak();
-            Run::prepare(&training, Seed(spec.seed), corpora)?.time(context, before)
+            accelerator::reset_peak_memory(&device);
+            Run::prepare(&training, Seed(spec.seed), corpora, &device)?.time(context, before)
         }
         TrialConfig::Account { model } => account(&model),
     }
@@ -65,7 +67,12 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn prepare(training: &'a Training, seed: Seed, corpora: &Corpora) -> Result<Self, TrialError> {
+    fn prepare(
+        training: &'a Training,
+        seed: Seed,
+        corpora: &Corpora,
+        device: &Device,
+    ) -> Result<Self, TrialError> {
         let corpus = corpora.get(&training.text, &training.tokenizer)?;
         if corpus.vocab_size > training.model.vocab_size {
             return Err(TrialError::failed(format!(
@@ -73,7 +80,8 @@ impl<'a> Run<'a> {
                 corpus.vocab_size, training.model.vocab_size
             )));
         }
-        let parameters = Parameters::new(seed, DType::F32, &candle_core::Device::Cpu);
+        let dtype = training.recipe.dtype.on(device).map_err(TrialError::Device)?;
+        let parameters = Parameters::new(seed, dtype, device);
         let model = LanguageModel::new(&training.model, parameters.builder()).map_err(TrialError::failed)?;
         let train_blocks = Blocks::new(corpus.train.clone(), training.recipe.seq_len);
         if train_blocks.is_empty() {
@@ -86,7 +94,7 @@ impl<'a> Run<'a> {
     fn evaluate(&self, tokens: &Arc<[u32]>) -> candle_core::Result<Perplexity> {
         let recipe = &self.training.recipe;
         let blocks = Blocks::new(tokens.clone(), recipe.seq_len).spread(recipe.eval_blocks);
-        evaluate(&blocks, recipe.batch_size, &candle_core::Device::Cpu, |ids, labels| {
+        evaluate(&blocks, recipe.batch_size, self.parameters.device(), |ids, labels| {
             self.model.loss(ids, labels, None)
         })
     }
@@ -149,7 +157,10 @@ impl<'a> Run<'a> {
             checkpoints: None,
         };
         let log = self.train(&silent)?;
-        let peak = memory::peak();
+        // on a GPU the device's memory counts
+        let on_device = accelerator::peak_memory(self.parameters.device());
+        let (peak, before) =
+            if on_device.is_some() { (on_device, Some(0)) } else { (memory::peak(), before) };
         let Some(step) = log.median_step_seconds() else {
             return Err(TrialError::failed("cost: steps must be above 3, the first ones do not count"));
         };

@@ -13,7 +13,7 @@ use replica_lpa::{LanguageModel, ModelConfig, Setting, setting1, setting2};
 use replica_nn::ops::RopeTable;
 use replica_nn::{Gradients, Parameters, Tape, Value};
 use replica_oracle::{Case, Tally, Tolerance, cases, files, folder, json, stem, within};
-use replica_train::adamw::{AdamW, Options, Step};
+use replica_train::adamw::{AdamW, Options};
 use replica_train::{Perplexity, learning_rate};
 
 #[test]
@@ -204,11 +204,11 @@ fn attention(case: &Case, setting: Setting, tally: &mut Tally) {
     function(case, tally, tolerance, |parameters| match setting {
         Setting::One => {
             let attention = setting1::SelfAttention::new(&config, parameters.builder()).unwrap();
-            Box::new(move |x| attention.forward(x))
+            Box::new(move |x| attention.forward(x, None))
         }
         Setting::Two => {
             let attention = setting2::SelfAttention::new(&config, parameters.builder()).unwrap();
-            Box::new(move |x| attention.forward(x))
+            Box::new(move |x| attention.forward(x, None))
         }
     });
 }
@@ -218,11 +218,11 @@ fn layer(case: &Case, setting: Setting, post_norm: bool, tally: &mut Tally) {
     function(case, tally, (within(2e-5, 1e-5), within(1e-4, 1e-4)), |parameters| match setting {
         Setting::One => {
             let block = setting1::Block::new(&config, parameters.builder()).unwrap();
-            Box::new(move |x| block.forward(x, None))
+            Box::new(move |x| block.forward(x, None, None))
         }
         Setting::Two => {
             let block = setting2::Block::new(&config, parameters.builder()).unwrap();
-            Box::new(move |x| block.forward(x))
+            Box::new(move |x| block.forward(x, None))
         }
     });
 }
@@ -308,7 +308,7 @@ fn training(case: &Case, tally: &mut Tally) {
         weight_decay: number("weight_decay"),
         clip_norm: number("max_grad_norm"),
     };
-    let mut optimiser = AdamW::new(&parameters, options);
+    let mut optimiser = AdamW::new(&parameters, options).unwrap();
     let gradients = Gradients::default();
     let ids = case.ids("in.ids");
     let steps = case.size("steps");
@@ -320,11 +320,11 @@ fn training(case: &Case, tally: &mut Tally) {
         let loss = model.loss(&tape.constant(ids), &labels, None).unwrap();
         tape.backward(&loss).unwrap();
         let rate = learning_rate(number("lr"), case.size("warmup") as u64, steps as u64, step as u64);
-        let Step::Taken { gradient_norm } = optimiser.step(&gradients, rate).unwrap() else {
-            panic!("{}", case.name)
-        };
-        losses.push(f64::from(loss.tensor().to_scalar::<f32>().unwrap()));
-        norms.push(f64::from(gradient_norm));
+        optimiser.step(&gradients, rate, loss.tensor()).unwrap();
+        let outcome = optimiser.outcomes().unwrap().remove(0);
+        assert_eq!(outcome.not_finite, None, "{}", case.name);
+        losses.push(f64::from(outcome.loss));
+        norms.push(f64::from(outcome.gradient_norm));
         rates.push(rate);
     }
     let expected = |what: &str| -> Vec<f64> {

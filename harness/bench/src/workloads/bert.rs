@@ -112,8 +112,8 @@ impl Workload for Bert {
         (6 * self.tokens() * weights + 12 * l * c * pairs) as f64
     }
 
-    fn dominating(&self) -> Product {
-        Product { rows: self.tokens(), outputs: self.ffn_size, inputs: self.hidden_size }
+    fn dominating(&self) -> Option<Product> {
+        Some(Product { rows: self.tokens(), outputs: self.ffn_size, inputs: self.hidden_size })
     }
 }
 
@@ -130,7 +130,7 @@ struct Encoder {
 }
 
 impl Model for Encoder {
-    fn loss(&self, tape: &Tape) -> Result<Value> {
+    fn forward(&self, tape: &Tape) -> Result<Value> {
         let mut x = self.embeddings.forward(tape, &self.ids)?;
         for (attention, ffn) in &self.layers {
             x = ffn.forward(&attention.forward(&x, Some(&self.mask))?)?;

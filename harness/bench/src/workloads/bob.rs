@@ -132,9 +132,9 @@ impl Workload for Bob {
         (6 * b * products + 12 * l * c * b * pairs) as f64
     }
 
-    fn dominating(&self) -> Product {
+    fn dominating(&self) -> Option<Product> {
         let rows = self.batch_size * self.source_len;
-        Product { rows, outputs: self.ffn_size, inputs: self.hidden_size }
+        Some(Product { rows, outputs: self.ffn_size, inputs: self.hidden_size })
     }
 }
 
@@ -201,7 +201,7 @@ struct BertOverBert {
 }
 
 impl Model for BertOverBert {
-    fn loss(&self, tape: &Tape) -> Result<Value> {
+    fn forward(&self, tape: &Tape) -> Result<Value> {
         let encoded = self.encoder.forward(tape, &self.source, Some(&self.mask), &[])?;
         let source = Memory { states: &encoded, mask: Some(&self.mask) };
         let first = self.decoders[0].forward(tape, &self.response, None, &[source])?;

@@ -131,8 +131,8 @@ impl Workload for Decoder {
         (6 * self.tokens() * weights + 12 * l * c * pairs) as f64
     }
 
-    fn dominating(&self) -> Product {
-        Product { rows: self.tokens(), outputs: self.ffn_size, inputs: self.hidden_size }
+    fn dominating(&self) -> Option<Product> {
+        Some(Product { rows: self.tokens(), outputs: self.ffn_size, inputs: self.hidden_size })
     }
 }
 
@@ -188,7 +188,7 @@ impl Gpt {
 }
 
 impl Model for Gpt {
-    fn loss(&self, tape: &Tape) -> Result<Value> {
+    fn forward(&self, tape: &Tape) -> Result<Value> {
         let mut x = tape.constant(self.ids.clone()).embedding(&self.wte)?.add_positions(&self.wpe)?;
         for block in &self.blocks {
             let qkv = block.qkv.forward(&block.ln1.forward(&x)?)?;

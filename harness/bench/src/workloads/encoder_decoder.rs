@@ -134,9 +134,9 @@ impl Workload for EncoderDecoder {
         (6 * b * products + 12 * l * c * b * pairs) as f64
     }
 
-    fn dominating(&self) -> Product {
+    fn dominating(&self) -> Option<Product> {
         let rows = self.batch_size * self.source_len;
-        Product { rows, outputs: self.ffn_size, inputs: self.hidden_size }
+        Some(Product { rows, outputs: self.ffn_size, inputs: self.hidden_size })
     }
 }
 
@@ -244,7 +244,7 @@ struct T5 {
 }
 
 impl Model for T5 {
-    fn loss(&self, tape: &Tape) -> Result<Value> {
+    fn forward(&self, tape: &Tape) -> Result<Value> {
         let embed = |ids: &Tensor| tape.constant(ids.clone()).embedding(&self.table);
         let encoded = self.encoder.forward(&embed(&self.source)?, None)?;
         let x = self.decoder.forward(&embed(&self.target)?, Some(&encoded))?;

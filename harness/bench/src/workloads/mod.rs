@@ -5,6 +5,8 @@ mod bert_layers;
 mod bob;
 mod decoder;
 mod encoder_decoder;
+mod s4d;
+mod selective_scan;
 
 use candle_nn::Init;
 
@@ -13,6 +15,8 @@ use bert::Bert;
 use bob::Bob;
 use decoder::Decoder;
 use encoder_decoder::EncoderDecoder;
+use s4d::S4d;
+use selective_scan::Selective;
 
 pub(crate) fn all() -> Vec<Box<dyn Workload>> {
     vec![
@@ -21,6 +25,8 @@ pub(crate) fn all() -> Vec<Box<dyn Workload>> {
         Box::new(EncoderDecoder::SMALL),
         Box::new(Bert::SMALL),
         Box::new(Bob::SMALL),
+        Box::new(S4d::LONG),
+        Box::new(Selective::LONG),
         Box::new(Decoder::M130),
         Box::new(Decoder::TINY),
     ]

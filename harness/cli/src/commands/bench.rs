@@ -27,11 +27,13 @@ const TRACE_LIMIT: f64 = 0.01;
 
 /// How to read the tables.
 const LEGEND: &str = "\
-step ms     median time of a training step: forward, backward, update; and the quartiles
+step ms     median time of a training step: forward, backward, update; its quartiles; the fastest step
+cpu ms      processor time of a step over all threads, even those that wait: other programs disturb it less
 GFLOP/s     10^9 operations a second, counting the matrix products that the step cannot do without
 of gemm     GFLOP/s as a share of what the engine's matrix products reach, measured in the same rounds
 peak MB     most memory (10^6 bytes) of a process that did only this; added: without program and libraries
-ratio       step time of replica / of this program: median over rounds, 95 % interval; below 1 replica is faster";
+ratio       step ms (or cpu ms) of replica / of this program: median over rounds, 95 % interval; below 1 replica
+            is faster";
 
 impl From<BenchError> for Failure {
     fn from(error: BenchError) -> Self {
@@ -168,12 +170,9 @@ fn python(session: &mut Session, options: &BenchOptions) -> Result<Option<Python
     }
 }
 
-fn milliseconds(spread: Spread) -> [String; 2] {
-    let ms = |seconds: f64| {
-        let ms = seconds * 1e3;
-        if ms < 100.0 { format!("{ms:.2}") } else { format!("{ms:.0}") }
-    };
-    [ms(spread.median), format!("{} - {}", ms(spread.lower), ms(spread.upper))]
+fn milliseconds(seconds: f64) -> String {
+    let ms = seconds * 1e3;
+    if ms < 100.0 { format!("{ms:.2}") } else { format!("{ms:.0}") }
 }
 
 fn estimate(estimate: Estimate) -> String {
@@ -200,12 +199,28 @@ fn show(streams: &mut Streams, comparison: &Comparison, trace: Option<&TraceCost
         comparison.rounds,
         comparison.steps,
     ));
-    let mut table =
-        Table::new(&["", "step ms", "quartiles", "tokens/s", "GFLOP/s", "peak MB", "added", "ratio"]);
-    row(&mut table, comparison, &comparison.engine, String::new());
+    let mut table = Table::new(&[
+        "",
+        "step ms",
+        "quartiles",
+        "fastest",
+        "cpu ms",
+        "tokens/s",
+        "GFLOP/s",
+        "peak MB",
+        "added",
+        "ratio",
+        "cpu ratio",
+    ]);
+    row(&mut table, comparison, &comparison.engine, [String::new(), String::new()]);
     for twin in &comparison.twins {
-        if let TwinResult::Measured { side, ratio, .. } = twin {
-            row(&mut table, comparison, side, estimate(*ratio));
+        if let TwinResult::Measured { side, ratio, cpu_ratio, .. } = twin {
+            row(
+                &mut table,
+                comparison,
+                side,
+                [estimate(*ratio), cpu_ratio.map_or_else(String::new, estimate)],
+            );
         }
     }
     table.lines().iter().for_each(|line| streams.result(line));
@@ -249,19 +264,20 @@ fn show(streams: &mut Streams, comparison: &Comparison, trace: Option<&TraceCost
     }
 }
 
-fn row(table: &mut Table, comparison: &Comparison, side: &Side, ratio: String) {
-    let spread = side.step_seconds();
-    let [median, quartiles] = milliseconds(spread);
-    table.row([
+fn row(table: &mut Table, comparison: &Comparison, side: &Side, ratios: [String; 2]) {
+    let Spread { lower, median, upper } = side.step_seconds();
+    let cells = [
         side.program.clone(),
-        median,
-        quartiles,
-        format!("{:.0}", comparison.tokens as f64 / spread.median),
-        format!("{:.1}", comparison.flops / spread.median / 1e9),
+        milliseconds(median),
+        format!("{} - {}", milliseconds(lower), milliseconds(upper)),
+        milliseconds(side.fastest_seconds()),
+        side.step_cpu_seconds().map_or_else(|| "?".to_owned(), |cpu| milliseconds(cpu.median)),
+        format!("{:.0}", comparison.tokens as f64 / median),
+        format!("{:.1}", comparison.flops / median / 1e9),
         megabytes(side.memory.and_then(|m| m.peak_rss_mb)),
         megabytes(side.memory.and_then(|m| m.added_mb())),
-        ratio,
-    ]);
+    ];
+    table.row(cells.into_iter().chain(ratios));
 }
 
 /// A trace's cost as a share of this engine's step.

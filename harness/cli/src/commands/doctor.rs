@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use replica_core::environment;
 use replica_datasets::Sources;
+use replica_nn::accelerator::{self, Gpu, compute_capability, cuda_version};
 use serde::Serialize;
 use serde_json::json;
 
@@ -38,12 +39,12 @@ pub(crate) fn doctor(session: &mut Session) -> Result<(), Failure> {
         fine("processor", environment::cpu_model()),
         threads(),
         simd(),
-        cuda(),
         folder("run folder", &global.runs, "--runs DIR"),
         folder("report folder", &global.site, "--site DIR"),
         folder("data cache", &Sources::from_environment().cache, "the variable REPLICA_CACHE"),
         disk(&global.runs),
     ];
+    findings.extend(accelerators());
     if let Some(data) = std::env::var_os("REPLICA_DATA").filter(|v| !v.is_empty()) {
         findings.push(data_folder(Path::new(&data)));
     }
@@ -102,27 +103,46 @@ fn simd() -> Finding {
     }
 }
 
-fn cuda() -> Finding {
-    let libraries = ["libcuda.so.1", "libcublas.so.12", "libcublas.so.13"];
-    let there: Vec<&str> = libraries.into_iter().filter(|name| loads(name)).collect();
-    let list = if there.is_empty() {
-        "no CUDA library was found".to_owned()
-    } else {
-        format!("found {}", there.join(", "))
-    };
-    Finding {
+/// One finding a GPU; one if there is none.
+fn accelerators() -> Vec<Finding> {
+    let (survey, needs) = (accelerator::survey(), accelerator::needs());
+    let finding = |state, detail: String, advice: Option<String>| Finding {
         what: "accelerator",
-        state: State::Fine,
-        detail: format!("this version computes on the CPU; {list}"),
-        advice: None,
+        state,
+        detail,
+        advice,
+    };
+    let kernels = needs.map_or_else(
+        || "this program computes on the CPU only".to_owned(),
+        |n| {
+            let (cap, cuda) = (compute_capability(n.compute_cap), cuda_version(n.cuda));
+            format!("the kernels of this program need compute capability {cap} and a driver of CUDA {cuda}")
+        },
+    );
+    let driver = match (survey.driver, &survey.problem) {
+        (Some(version), None) => format!("driver CUDA {}", cuda_version(version)),
+        (Some(version), Some(problem)) => format!("driver CUDA {}, {problem}", cuda_version(version)),
+        (None, problem) => problem.clone().unwrap_or_else(|| "no driver".to_owned()),
+    };
+    if survey.gpus.is_empty() {
+        let advice = needs.and_then(|needs| survey.problem_with(0, needs));
+        let state = if advice.is_some() { State::Note } else { State::Fine };
+        return vec![finding(state, format!("none ({driver}); {kernels}"), advice)];
     }
-}
-
-/// Whether the system's loader finds a library.
-#[allow(unsafe_code)]
-fn loads(name: &str) -> bool {
-    // SAFETY: NVIDIA's libraries may be loaded and unloaded at any time; no symbol of them is used.
-    unsafe { libloading::Library::new(name).is_ok() }
+    let libraries = if survey.libraries.is_empty() { "none".to_owned() } else { survey.libraries.join(", ") };
+    let describe = |(ordinal, gpu): (usize, &Gpu)| {
+        let (cap, memory) = (compute_capability(gpu.compute_cap), gpu.memory as f64 / f64::from(1 << 30));
+        let detail = format!(
+            "cuda:{ordinal}: {}, compute capability {cap}, {memory:.0} GiB, {driver}, libraries: {libraries}; {kernels}",
+            gpu.name
+        );
+        let advice = match needs {
+            Some(needs) => survey.problem_with(ordinal, needs),
+            None => Some("build with `--features cuda` to use it".to_owned()),
+        };
+        finding(if advice.is_some() { State::Note } else { State::Fine }, detail, advice)
+    };
+    survey.gpus.iter().enumerate().map(describe).collect()
 }
 
 /// Whether a folder, or the nearest one above it that exists, can be written.

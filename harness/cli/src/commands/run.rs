@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::Session;
 use crate::arguments::RunOptions;
 use crate::commands::{claims, report};
+use crate::device;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::progress::Watch;
@@ -21,13 +22,13 @@ pub(crate) fn run(session: &mut Session, options: &RunOptions) -> Result<(), Fai
             "no paper has a configuration for scale {scale}; see `replica list`"
         )));
     }
+    let device = options.plan.setting.device;
+    let accelerator = device::check(device)?;
     let global = &session.arguments.global;
     let store = RunStore::open(&global.runs)?;
-    let device = options.plan.setting.device;
     let threads = options.threads.map_or_else(environment::cores, usize::from);
     let jobs = options.jobs.map_or(if device == Device::Cpu { threads } else { 1 }, usize::from);
     let commit = Some(env!("REPLICA_COMMIT")).filter(|c| !c.is_empty()).map(str::to_owned);
-    let accelerator = (device != Device::Cpu).then(|| device.to_string());
     let cancel = interrupt::flag()?;
     let selection = options.plan.target.as_ref().map_or_else(Selection::default, |t| t.selection.clone());
 

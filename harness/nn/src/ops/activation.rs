@@ -5,7 +5,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
@@ -32,7 +32,7 @@ impl Value {
     /// # Errors
     /// A device failed.
     pub fn activate(&self, activation: Activation) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), activate(self, activation))
+        for_device!(self.tensor(), activate(self, activation))
     }
 
     /// `f(self) * up`, elementwise: a gated feed-forward layer's inner part, SwiGLU with [`Activation::Silu`].
@@ -40,7 +40,7 @@ impl Value {
     /// # Errors
     /// The shapes differ.
     pub fn gate(&self, up: &Value, activation: Activation) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), gate(self, up, activation))
+        for_device!(self.tensor(), gate(self, up, activation))
     }
 }
 

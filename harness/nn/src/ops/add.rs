@@ -5,7 +5,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
@@ -17,7 +17,7 @@ impl Value {
     /// # Errors
     /// The shapes differ.
     pub fn add(&self, other: &Value) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), add(self, other))
+        for_device!(self.tensor(), add(self, other))
     }
 
     /// `self[b, t, :] + table[t, :]` for `self` `[b, t, width]` and `table` `[>= t, width]`.
@@ -25,15 +25,19 @@ impl Value {
     /// # Errors
     /// The sequence is longer than the table, or the widths differ.
     pub fn add_positions(&self, table: &Tensor) -> Result<Value> {
-        self.add_positions_from(table, 0)
+        for_device!(self.tensor(), add_positions(self, table))
     }
 
-    /// `self[b, t, :] + table[start + t, :]`: the sequence follows `start` tokens that were seen before.
+    /// `self[b, t, :] + table[start + t, :]`: the sequence follows `start` tokens that were seen before. On the CPU
+    /// only, unless `start` is 0.
     ///
     /// # Errors
     /// As [`Value::add_positions`].
     pub fn add_positions_from(&self, table: &Tensor, start: usize) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), add_positions(self, table, start))
+        match start {
+            0 => self.add_positions(table),
+            _ => for_device!(cpu self.tensor(), add_positions_from(self, table, start)),
+        }
     }
 }
 
@@ -63,7 +67,11 @@ fn add<T: Real>(a: &Value, b: &Value) -> Result<Value> {
     }))
 }
 
-fn add_positions<T: Real>(x: &Value, table: &Tensor, start: usize) -> Result<Value> {
+fn add_positions<T: Real>(x: &Value, table: &Tensor) -> Result<Value> {
+    add_positions_from::<T>(x, table, 0)
+}
+
+fn add_positions_from<T: Real>(x: &Value, table: &Tensor, start: usize) -> Result<Value> {
     let (batch, t, width) = x.tensor().dims3()?;
     let (rows, table_width) = table.dims2()?;
     if start + t > rows || width != table_width {

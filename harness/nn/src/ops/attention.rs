@@ -7,7 +7,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use super::gemm::Matrix;
 use super::panels::Panels;
 use super::rope::{Angles, RopeTable};
@@ -39,6 +39,23 @@ pub struct Scores<'a> {
     pub rope: Option<&'a RopeTable>,
 }
 
+impl Scores<'_> {
+    /// That mask, bias and positions fit a call.
+    pub(crate) fn check(&self, size: Size) -> Result<()> {
+        let Size { batch, t, s, heads, .. } = size;
+        if let Some(mask) = self.mask.filter(|m| m.dims() != [batch, s] || m.dtype() != DType::U8) {
+            bail!("attention: mask {mask:?}, expected [{batch}, {s}] of u8");
+        }
+        if let Some(bias) = self.bias.filter(|b| b.tensor().dims() != [heads, t, s]) {
+            bail!("attention: bias {:?}, expected {:?}", bias.tensor().dims(), [heads, t, s]);
+        }
+        if self.rope.is_some() && t > s {
+            bail!("attention: {t} queries for {s} keys have no rotary positions");
+        }
+        Ok(())
+    }
+}
+
 /// Queries a task works on at a time.
 const BLOCK: usize = 64;
 
@@ -62,7 +79,7 @@ impl Value {
         attention: Attention,
         scores: Scores,
     ) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), attend(Inputs::Separate([self, k, v]), attention, scores))
+        for_device!(self.tensor(), attend(Inputs::Separate([self, k, v]), attention, scores))
     }
 
     /// Attention of a sequence to itself; `self` is `[batch, t, 3 * heads * head_dim]`, queries, keys and
@@ -71,25 +88,25 @@ impl Value {
     /// # Errors
     /// As [`Value::attention_with`].
     pub fn self_attention(&self, attention: Attention, scores: Scores) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), attend(Inputs::Packed(self), attention, scores))
+        for_device!(self.tensor(), attend(Inputs::Packed(self), attention, scores))
     }
 }
 
 /// Where queries, keys and values come from.
-enum Inputs<'a> {
+pub(crate) enum Inputs<'a> {
     Separate([&'a Value; 3]),
     Packed(&'a Value),
 }
 
 impl Inputs<'_> {
-    fn values(&self) -> &[&Value] {
+    pub(crate) fn values(&self) -> &[&Value] {
         match self {
             Inputs::Separate(values) => values,
             Inputs::Packed(value) => std::slice::from_ref(value),
         }
     }
 
-    fn size(&self, attention: Attention) -> Result<Size> {
+    pub(crate) fn size(&self, attention: Attention) -> Result<Size> {
         let Attention { heads, causal, .. } = attention;
         let (batch, t, width, s, fits) = match self {
             Inputs::Separate([q, k, v]) => {
@@ -113,17 +130,17 @@ impl Inputs<'_> {
 
 /// The sizes of one call.
 #[derive(Clone, Copy)]
-struct Size {
-    batch: usize,
-    t: usize,
-    s: usize,
-    heads: usize,
-    head_dim: usize,
-    causal: bool,
+pub(crate) struct Size {
+    pub(crate) batch: usize,
+    pub(crate) t: usize,
+    pub(crate) s: usize,
+    pub(crate) heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) causal: bool,
 }
 
 impl Size {
-    fn width(self) -> usize {
+    pub(crate) fn width(self) -> usize {
         self.heads * self.head_dim
     }
 }
@@ -174,13 +191,7 @@ impl<T: Real> Call<T> {
                 [0, width, 2 * width].map(|first| Place { rows: size.t, stride: 3 * width, first })
             }
         };
-        if let Some(bias) = scores.bias.filter(|b| b.tensor().dims() != [size.heads, size.t, size.s]) {
-            let expected = [size.heads, size.t, size.s];
-            bail!("attention: bias {:?}, expected {expected:?}", bias.tensor().dims());
-        }
-        if scores.rope.is_some() && size.t > size.s {
-            bail!("attention: {} queries for {} keys have no rotary positions", size.t, size.s);
-        }
+        scores.check(size)?;
         let angles = scores.rope.map(|table| table.window::<T>(0, size.s, size.head_dim)).transpose()?;
         Ok(Self {
             size,
@@ -256,9 +267,6 @@ fn keys(mask: Option<&Tensor>, size: Size) -> Result<Vec<Keys>> {
     let Some(mask) = mask else {
         return Ok((0..size.batch).map(|_| Keys { end: size.s, holes: None }).collect());
     };
-    if mask.dims() != [size.batch, size.s] || mask.dtype() != DType::U8 {
-        bail!("attention: mask {mask:?}, expected [{}, {}] of u8", size.batch, size.s);
-    }
     slice::<u8, _>(mask, |mask| {
         let entry = |mask: &[u8]| {
             let end = mask.iter().rposition(|m| *m != 0).map_or(0, |last| last + 1);

@@ -8,16 +8,12 @@
 //! kernel keeps them apart, so nothing has to be taken asunder. In the gradient of the kernel,
 //! `sum of dY conj(U)`, the mixed terms fall into the imaginary part, which is dropped.
 
-use std::any::{Any, TypeId};
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use rustfft::num_complex::Complex;
-use rustfft::{Fft, FftNum, FftPlanner};
 
-use super::for_dtype;
+use super::for_device;
+use super::fourier::{Plan, Transform, plan, transform_length};
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{SharedMut, buffer, slices, tensor};
@@ -34,7 +30,7 @@ impl Value {
     /// # Errors
     /// Shapes that do not fit each other, or no elements.
     pub fn causal_convolution(&self, kernel: &Value, skip: &Tensor) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), convolve(self, kernel, skip))
+        for_device!(cpu self.tensor(), convolve(self, kernel, skip))
     }
 }
 
@@ -52,14 +48,15 @@ struct Size {
 
 impl Size {
     fn of(u: &Tensor, kernel: &Tensor, skip: &Tensor) -> Result<Self> {
-        let (u, kernel, skip) = (u.dims(), kernel.dims(), skip.dims());
+        let (u, kernel) = (u.dims(), kernel.dims());
         let (&[batch, h, l], &[sides, channels, taps]) = (u, kernel) else {
             bail!("causal_convolution: input {u:?} and kernel {kernel:?}; both have three dimensions");
         };
-        if channels != h || skip != [h] || !(1..=2).contains(&sides) || batch * h * l * taps == 0 {
+        if channels != h || skip.elem_count() != h || !(1..=2).contains(&sides) || batch * h * l * taps == 0 {
             bail!(
-                "causal_convolution: input [{batch}, {h}, {l}], kernel {kernel:?}, skip {skip:?}; the kernel is \
-                 [1, {h}, taps] or [2, {h}, taps], the skip [{h}]"
+                "causal_convolution: input [{batch}, {h}, {l}], kernel {kernel:?}, skip {:?}; the kernel is \
+                 [1, {h}, taps] or [2, {h}, taps], the skip [{h}]",
+                skip.dims()
             );
         }
         let mut size = Self { batch, h, l, taps, both_sides: sides == 2, n: 0 };
@@ -92,40 +89,6 @@ impl Size {
     }
 }
 
-/// The smallest length from `least` up whose only prime factors are 2 and 3, at most 81 of the latter: other
-/// factors are slower than the next such length.
-fn transform_length(least: usize) -> usize {
-    let rounded = |odd: usize| odd * least.div_ceil(odd).next_power_of_two();
-    [1, 3, 9, 27, 81].into_iter().map(rounded).min().unwrap_or(least)
-}
-
-/// Both directions of a transform; neither divides by its length.
-struct Plan<T> {
-    forward: Arc<dyn Fft<T>>,
-    inverse: Arc<dyn Fft<T>>,
-}
-
-impl<T> Clone for Plan<T> {
-    fn clone(&self) -> Self {
-        Self { forward: self.forward.clone(), inverse: self.inverse.clone() }
-    }
-}
-
-/// The plan for transforms of length `n`, which is made once.
-fn plan<T: FftNum>(n: usize) -> Plan<T> {
-    static PLANS: LazyLock<Mutex<HashMap<(TypeId, usize), Box<dyn Any + Send>>>> =
-        LazyLock::new(Mutex::default);
-    let mut plans = PLANS.lock().unwrap_or_else(PoisonError::into_inner);
-    let key = (TypeId::of::<T>(), n);
-    if let Some(plan) = plans.get(&key).and_then(|plan| plan.downcast_ref::<Plan<T>>()) {
-        return plan.clone();
-    }
-    let mut planner = FftPlanner::new();
-    let plan = Plan { forward: planner.plan_fft_forward(n), inverse: planner.plan_fft_inverse(n) };
-    plans.insert(key, Box::new(plan.clone()));
-    plan
-}
-
 /// What a task needs to transform.
 struct Room<T> {
     plan: Plan<T>,
@@ -134,7 +97,7 @@ struct Room<T> {
     scratch: Vec<Complex<T>>,
 }
 
-impl<T: Real + FftNum> Room<T> {
+impl<T: Transform> Room<T> {
     fn new(n: usize) -> Self {
         let plan = plan::<T>(n);
         let lengths = [
@@ -181,7 +144,7 @@ fn product<T: Real>(z: Complex<T>, k: Complex<T>, conjugate: bool) -> Complex<T>
     Complex { re: z.re.mul_add(k.re, T::zero() - z.im * im), im: z.re.mul_add(im, z.im * k.re) }
 }
 
-fn convolve<T: Real + FftNum>(u: &Value, kernel: &Value, skip: &Tensor) -> Result<Value> {
+fn convolve<T: Transform>(u: &Value, kernel: &Value, skip: &Tensor) -> Result<Value> {
     let size = Size::of(u.tensor(), kernel.tensor(), skip)?;
     let tape = Value::recording(&[u, kernel], &[skip]);
     let mut spectra = buffer::<T>(if tape.is_some() { 2 * size.h * size.pairs() * size.n } else { 0 });
@@ -211,7 +174,7 @@ fn convolve<T: Real + FftNum>(u: &Value, kernel: &Value, skip: &Tensor) -> Resul
 }
 
 /// Spectra `[h, n]` of the kernels with the skip, divided by n.
-fn kernel_spectra<T: Real + FftNum>(k: &[T], d: &[T], size: Size) -> Vec<T> {
+fn kernel_spectra<T: Transform>(k: &[T], d: &[T], size: Size) -> Vec<T> {
     let mut spectra = buffer::<T>(2 * size.h * size.n);
     let scale = T::one() / T::of(size.n);
     complex(&mut spectra).par_chunks_mut(size.n).enumerate().for_each_init(
@@ -232,7 +195,7 @@ fn kernel_spectra<T: Real + FftNum>(k: &[T], d: &[T], size: Size) -> Vec<T> {
 }
 
 /// The result; the spectra `[h, pairs, n]` of u go into `spectra` unless it is empty.
-fn forward<T: Real + FftNum>(u: &[T], kernels: &[T], spectra: &mut [Complex<T>], size: Size) -> Vec<T> {
+fn forward<T: Transform>(u: &[T], kernels: &[T], spectra: &mut [Complex<T>], size: Size) -> Vec<T> {
     let Size { l, n, .. } = size;
     let mut y = buffer::<T>(u.len());
     let (keep, spectra, out) = (!spectra.is_empty(), SharedMut::new(spectra), SharedMut::new(&mut y));
@@ -290,7 +253,7 @@ unsafe fn unpack<T: Real>(z: &[Complex<T>], out: SharedMut<T>, h: usize, pair: u
 }
 
 /// du and dk, each only if wanted.
-fn backward<T: Real + FftNum>(
+fn backward<T: Transform>(
     dy: &[T],
     kernels: &[T],
     spectra: &[Complex<T>],
@@ -344,7 +307,7 @@ fn backward<T: Real + FftNum>(
 }
 
 /// The kernel's gradient from its spectra by channel and group.
-fn kernel_gradient<T: Real + FftNum>(sums: &mut [T], size: Size) -> Vec<T> {
+fn kernel_gradient<T: Transform>(sums: &mut [T], size: Size) -> Vec<T> {
     let (n, taps) = (size.n, size.taps);
     let scale = T::one() / T::of(n);
     let sides = if size.both_sides { 2 } else { 1 };
@@ -369,17 +332,4 @@ fn kernel_gradient<T: Real + FftNum>(sums: &mut [T], size: Size) -> Vec<T> {
         },
     );
     dk
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn transform_lengths_have_small_factors() {
-        assert_eq!(
-            [1, 5, 63, 1999, 2047, 2199, 32767].map(transform_length),
-            [1, 6, 64, 2048, 2048, 2304, 32768]
-        );
-    }
 }

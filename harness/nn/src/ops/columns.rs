@@ -7,7 +7,7 @@ use std::ops::Range;
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-use super::{ROWS, for_dtype};
+use super::{ROWS, for_device};
 use crate::real::Real;
 use crate::storage::{buffer, slices, tensor};
 use crate::tape::Value;
@@ -18,7 +18,7 @@ impl Value {
     /// # Errors
     /// There are fewer columns, or the range is empty.
     pub fn columns(&self, range: Range<usize>) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), columns(self, range))
+        for_device!(cpu self.tensor(), columns(self, range))
     }
 }
 

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::activation::{Curve, Silu};
-use super::for_dtype;
+use super::for_device;
 use super::gemm::{Matrix, gemm_on_all_threads};
 use super::linear::{add_partial, sum_rows};
 use crate::real::Real;
@@ -25,7 +25,7 @@ impl Value {
     /// # Errors
     /// Shapes that do not fit each other.
     pub fn causal_conv1d(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), dense(self, weight, bias))
+        for_device!(cpu self.tensor(), dense(self, weight, bias))
     }
 
     /// As [`Value::causal_conv1d`], every channel with its own taps and no other channel; then SiLU if wanted.
@@ -33,7 +33,7 @@ impl Value {
     /// # Errors
     /// Shapes that do not fit each other.
     pub fn depthwise_conv1d(&self, weight: &Tensor, bias: Option<&Tensor>, silu: bool) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), depthwise(self, weight, bias, silu))
+        for_device!(cpu self.tensor(), depthwise(self, weight, bias, silu))
     }
 }
 

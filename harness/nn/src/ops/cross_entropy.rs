@@ -7,7 +7,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use super::gemm::{matmul_nn, matmul_nt, matmul_tn};
 use super::linear::sum_rows;
 use crate::real::Real;
@@ -28,7 +28,7 @@ impl Value {
     /// # Errors
     /// A label is neither [`IGNORE`] nor below `vocab`, or all are ignored.
     pub fn cross_entropy(&self, labels: &Tensor) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), cross_entropy(self, labels))
+        for_device!(self.tensor(), cross_entropy(self, labels))
     }
 
     /// Mean cross-entropy of `self w^T + b` against labels of type i64; a scalar. `self` is `[.., width]`,
@@ -42,7 +42,7 @@ impl Value {
         bias: Option<&Tensor>,
         labels: &Tensor,
     ) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), linear_cross_entropy(self, weight, bias, labels))
+        for_device!(self.tensor(), linear_cross_entropy(self, weight, bias, labels))
     }
 }
 

@@ -11,11 +11,11 @@ use rayon::prelude::*;
 use rustfft::num_complex::Complex64;
 
 use super::discretisation::{Discretisation, Mode};
-use super::for_dtype;
+use super::for_device;
 use super::gemm::{Matrix, gemm_on_this_thread};
 use crate::real::Real;
 use crate::storage::{SharedMut, buffer, slices, tensor};
-use crate::tape::Value;
+use crate::tape::{Flow, Value, assign_or_add, assign_or_add_rounded};
 
 /// How the step of a channel is kept positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +68,10 @@ impl DiagonalKernel {
     /// # Errors
     /// Parameters whose shapes do not fit each other, or length 0.
     pub fn taps(&self, length: usize, beside: &Value) -> Result<Value> {
-        for_dtype!(self.c.dtype(), taps(self, length, beside))
+        for_device!(cpu self.c, taps(self, length, beside))
     }
 
-    fn size(&self, length: usize) -> Result<Size> {
+    pub(super) fn size(&self, length: usize) -> Result<Size> {
         let c = self.c.dims();
         let (kernels, h, n) = match *c {
             [h, n, 2] => (1, h, n),
@@ -82,7 +82,7 @@ impl DiagonalKernel {
         let fits = self.a_real.dims() == [copies, n]
             && self.a_imag.dims() == [copies, n]
             && copies > 0
-            && h % copies == 0
+            && h.is_multiple_of(copies)
             && self.step.elem_count() == h
             && self.b.as_ref().is_none_or(|b| b.elem_count() == 2 * copies * n);
         if !fits || length == 0 || kernels * h * n == 0 {
@@ -100,7 +100,31 @@ impl DiagonalKernel {
         Ok(Size { kernels, h, n, copies, length, rows: length.div_ceil(columns), columns })
     }
 
-    fn tensors(&self) -> [&Tensor; 5] {
+    /// Sends on what channels add to the gradients of A, B and the steps.
+    pub(super) fn send<T: Real>(
+        &self,
+        gradients: &[ChannelGradient],
+        size: Size,
+        flow: &mut Flow,
+    ) -> Result<()> {
+        let da = size.shared(gradients.iter().map(|g| &g.a[..]));
+        let sign = if self.conjugate { 1.0 } else { -1.0 };
+        flow.add_to_parameter::<T>(&self.a_real, |t, fresh| {
+            assign_or_add_rounded(t, da.iter().map(|g| g.re), fresh);
+        })?;
+        flow.add_to_parameter::<T>(&self.a_imag, |t, fresh| {
+            assign_or_add_rounded(t, da.iter().map(|g| sign * g.im), fresh);
+        })?;
+        if let Some(b) = &self.b {
+            let db = size.shared(gradients.iter().map(|g| &g.b[..]));
+            flow.add_to_parameter::<T>(b, |t, fresh| assign_or_add_rounded(t, parts(&db), fresh))?;
+        }
+        flow.add_to_parameter::<T>(&self.step, |t, fresh| {
+            assign_or_add_rounded(t, gradients.iter().map(|g| g.step), fresh);
+        })
+    }
+
+    pub(super) fn tensors(&self) -> [&Tensor; 5] {
         // without B, C is read in its place and not used
         [&self.step, &self.a_real, &self.a_imag, &self.c, self.b.as_ref().unwrap_or(&self.c)]
     }
@@ -108,26 +132,46 @@ impl DiagonalKernel {
 
 /// The sizes of one call; a kernel is `rows` rows of `columns` taps, of which the last may be incomplete.
 #[derive(Clone, Copy)]
-struct Size {
-    kernels: usize,
-    h: usize,
-    n: usize,
-    copies: usize,
-    length: usize,
+pub(super) struct Size {
+    pub(super) kernels: usize,
+    pub(super) h: usize,
+    pub(super) n: usize,
+    pub(super) copies: usize,
+    pub(super) length: usize,
     rows: usize,
     columns: usize,
 }
 
+impl Size {
+    /// Sums over the channels that share a set of modes, in the order of channels.
+    pub(super) fn shared<'a>(self, channels: impl Iterator<Item = &'a [Complex64]>) -> Vec<Complex64> {
+        let mut sums = vec![Complex64::ZERO; self.copies * self.n];
+        for (h, gradient) in channels.enumerate() {
+            let sums = &mut sums[h % self.copies * self.n..][..self.n];
+            sums.iter_mut().zip(gradient).for_each(|(s, g)| *s += g);
+        }
+        sums
+    }
+}
+
+/// Gradients by real and imaginary parts from analytic derivatives.
+pub(super) fn parts(derivatives: &[Complex64]) -> impl Iterator<Item = f64> {
+    derivatives.iter().flat_map(|g| [g.re, -g.im])
+}
+
 /// A channel's parameters in double precision.
-struct Channel {
+pub(super) struct Channel {
     modes: Vec<Mode>,
-    lambda: Vec<Complex64>,
-    b: Vec<Complex64>,
-    step_slope: f64,
+    pub(super) lambda: Vec<Complex64>,
+    pub(super) b: Vec<Complex64>,
+    /// Of the channel, the rate included.
+    pub(super) step: f64,
+    /// Its derivative by the parameter.
+    pub(super) step_slope: f64,
 }
 
 impl Channel {
-    fn new<T: Real>(kernel: &DiagonalKernel, parameters: [&[T]; 5], h: usize, size: Size) -> Self {
+    pub(super) fn new<T: Real>(kernel: &DiagonalKernel, parameters: [&[T]; 5], h: usize, size: Size) -> Self {
         let [step, a_real, a_imag, _, b] = parameters;
         let first = h % size.copies * size.n;
         let sign = if kernel.conjugate { -1.0 } else { 1.0 };
@@ -139,11 +183,11 @@ impl Channel {
         let b = (first..first + size.n)
             .map(|i| if kernel.b.is_some() { pair(b, i) } else { Complex64::ONE })
             .collect();
-        Self { modes, lambda, b, step_slope: kernel.rate * step_slope }
+        Self { modes, lambda, b, step: kernel.rate * step, step_slope: kernel.rate * step_slope }
     }
 }
 
-fn pair<T: Real>(data: &[T], i: usize) -> Complex64 {
+pub(super) fn pair<T: Real>(data: &[T], i: usize) -> Complex64 {
     Complex64::new(data[2 * i].to_f64(), data[2 * i + 1].to_f64())
 }
 
@@ -170,33 +214,8 @@ fn taps<T: Real>(kernel: &DiagonalKernel, length: usize, beside: &Value) -> Resu
             [step, a_real, a_imag, c, b, dy.tensor()],
             |[step, a_real, a_imag, c, b, dy]| backward(&kernel, [step, a_real, a_imag, c, b], dy, size),
         )?;
-        flow.add_to_parameter::<T>(c, |total, fresh| crate::tape::assign_or_add(total, &dc, fresh))?;
-        // sums over the channels that share a set of modes, in the order of channels
-        let shared = |part: fn(&ChannelGradient) -> &[Complex64]| {
-            let mut sum = vec![Complex64::ZERO; size.copies * size.n];
-            for (h, gradient) in gradients.iter().enumerate() {
-                let sum = &mut sum[h % size.copies * size.n..][..size.n];
-                sum.iter_mut().zip(part(gradient)).for_each(|(s, g)| *s += g);
-            }
-            sum
-        };
-        let write = |total: &mut [T], fresh: bool, values: &mut dyn Iterator<Item = f64>| {
-            for (t, v) in total.iter_mut().zip(values) {
-                let v = T::from_f64(v);
-                *t = if fresh { v } else { *t + v };
-            }
-        };
-        let da = shared(|g| &g.a[..]);
-        let sign = if kernel.conjugate { 1.0 } else { -1.0 };
-        flow.add_to_parameter::<T>(a_real, |t, fresh| write(t, fresh, &mut da.iter().map(|g| g.re)))?;
-        flow.add_to_parameter::<T>(a_imag, |t, fresh| write(t, fresh, &mut da.iter().map(|g| sign * g.im)))?;
-        if kernel.b.is_some() {
-            let db = shared(|g| &g.b[..]);
-            flow.add_to_parameter::<T>(b, |t, fresh| {
-                write(t, fresh, &mut db.iter().flat_map(|g| [g.re, -g.im]))
-            })?;
-        }
-        flow.add_to_parameter::<T>(step, |t, fresh| write(t, fresh, &mut gradients.iter().map(|g| g.step)))
+        flow.add_to_parameter::<T>(c, |total, fresh| assign_or_add(total, &dc, fresh))?;
+        kernel.send::<T>(&gradients, size, flow)
     }))
 }
 
@@ -243,12 +262,12 @@ fn forward<T: Real>(kernel: &DiagonalKernel, parameters: [&[T]; 5], size: Size) 
 }
 
 /// What a channel adds to the gradients of the set of modes it uses, and to its own step.
-struct ChannelGradient {
+pub(super) struct ChannelGradient {
     /// By `a_real`, and the imaginary part of the analytic derivative by A.
-    a: Vec<Complex64>,
+    pub(super) a: Vec<Complex64>,
     /// Analytic.
-    b: Vec<Complex64>,
-    step: f64,
+    pub(super) b: Vec<Complex64>,
+    pub(super) step: f64,
 }
 
 /// With `S0 = sum of dy z^l` and `S1 = sum of dy l z^(l - 1)` the loss changes by `2 Re(S0 dw + w S1 dz)`, where

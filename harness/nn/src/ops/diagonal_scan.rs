@@ -12,13 +12,13 @@ use rayon::prelude::*;
 use rustfft::num_complex::Complex64;
 
 use super::discretisation::{Discretisation, Mode};
-use super::for_dtype;
+use super::for_device;
 use super::gemm::{Matrix, gemm_on_all_threads, matmul_nn, matmul_nt, matmul_tn};
 use super::linear::sum_products;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{SharedMut, buffer, slices, tensor};
-use crate::tape::{Grad, Value};
+use crate::tape::{Grad, Value, assign_or_add_rounded};
 
 /// Modes that are worked on together.
 const LANES: usize = 8;
@@ -57,7 +57,7 @@ impl Value {
     /// # Errors
     /// Shapes that do not fit each other.
     pub fn diagonal_scan(&self, model: &DiagonalScan, intervals: Option<&Tensor>) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), scan(self, model, intervals))
+        for_device!(cpu self.tensor(), scan(self, model, intervals))
     }
 }
 
@@ -360,12 +360,6 @@ fn scan<T: Real>(u: &Value, model: &DiagonalScan, intervals: Option<&Tensor>) ->
         let gradients = slices::<T, _, 4>([&u, &model.b, &model.skip, dy.tensor()], |[u, b, d, dy]| {
             backward(u, b, d, dy, x, &c, &modes, intervals, size)
         })?;
-        let write = |total: &mut [T], fresh: bool, values: &mut dyn Iterator<Item = f64>| {
-            for (t, v) in total.iter_mut().zip(values) {
-                let v = T::from_f64(v);
-                *t = if fresh { v } else { *t + v };
-            }
-        };
         let factor = if model.conjugate_pairs { 2.0 } else { 1.0 };
         let mut dc: Vec<Vec<f64>> = model.c.iter().map(|c| vec![0.0; c.elem_count()]).collect();
         output_places(&model, size, |which, i, re, im| {
@@ -373,24 +367,25 @@ fn scan<T: Real>(u: &Value, model: &DiagonalScan, intervals: Option<&Tensor>) ->
             dc[which][2 * i + 1] = -factor * gradients.c[im].to_f64();
         });
         for (c, dc) in model.c.iter().zip(&dc) {
-            flow.add_to_parameter::<T>(c, |t, fresh| write(t, fresh, &mut dc.iter().copied()))?;
+            flow.add_to_parameter::<T>(c, |t, fresh| assign_or_add_rounded(t, dc.iter().copied(), fresh))?;
         }
         let clipped = slices::<T, _, 1>([&model.lambda_re], |[re]| {
             re.iter().map(|re| model.clip && re.to_f64() > -1e-4).collect::<Vec<_>>()
         })?;
-        let (lambda, step) = (&gradients.lambda, &gradients.step);
+        let lambda = gradients.lambda.iter();
         flow.add_to_parameter::<T>(&model.lambda_re, |t, fresh| {
-            write(
-                t,
-                fresh,
-                &mut lambda.iter().zip(&clipped).map(|(g, clipped)| if *clipped { 0.0 } else { g.re }),
-            );
+            let values = lambda.clone().zip(&clipped).map(|(g, clipped)| if *clipped { 0.0 } else { g.re });
+            assign_or_add_rounded(t, values, fresh);
         })?;
         flow.add_to_parameter::<T>(&model.lambda_im, |t, fresh| {
-            write(t, fresh, &mut lambda.iter().map(|g| -g.im))
+            assign_or_add_rounded(t, lambda.clone().map(|g| -g.im), fresh);
         })?;
-        flow.add_to_parameter::<T>(&model.log_step, |t, fresh| write(t, fresh, &mut step.iter().copied()))?;
-        flow.add_to_parameter::<T>(&model.b, |t, fresh| write(t, fresh, &mut gradients.b.iter().copied()))?;
+        flow.add_to_parameter::<T>(&model.log_step, |t, fresh| {
+            assign_or_add_rounded(t, gradients.step.iter().copied(), fresh);
+        })?;
+        flow.add_to_parameter::<T>(&model.b, |t, fresh| {
+            assign_or_add_rounded(t, gradients.b.iter().copied(), fresh);
+        })?;
         slices::<T, _, 2>([&u, dy.tensor()], |[u, dy]| {
             flow.add_to_parameter::<T>(&model.skip, |t, fresh| sum_products(t, !fresh, dy, u))
         })??;

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
@@ -18,18 +18,33 @@ use crate::tape::{CHUNK, Grad, Value};
 pub struct Dropout {
     key: u64,
     calls: Cell<u64>,
+    /// The key on the device that asked for it.
+    #[cfg(feature = "cuda")]
+    device_key: std::cell::OnceCell<candle_core::Tensor>,
 }
 
 impl Dropout {
     /// Masks of training step `step`; `key` comes from the seed's `dropout` purpose.
     pub fn new(key: u64, step: u64) -> Self {
-        Self { key: mix(key ^ mix(step)), calls: Cell::new(0) }
+        Self {
+            key: mix(key ^ mix(step)),
+            calls: Cell::new(0),
+            #[cfg(feature = "cuda")]
+            device_key: std::cell::OnceCell::new(),
+        }
     }
 
-    fn next(&self) -> u64 {
-        let call = self.calls.get();
-        self.calls.set(call + 1);
-        mix(self.key.wrapping_add(mix(call)))
+    pub(crate) fn next_call(&self) -> u64 {
+        self.calls.replace(self.calls.get() + 1)
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_key(&self, gpu: &super::cuda::device::Gpu) -> Result<candle_core::Tensor> {
+        if let Some(key) = self.device_key.get() {
+            return Ok(key.clone());
+        }
+        let key = gpu.number(self.key)?;
+        Ok(self.device_key.get_or_init(|| key).clone())
     }
 }
 
@@ -52,13 +67,14 @@ impl Value {
             bail!("dropout: the probability must lie in [0, 1), got {p}");
         }
         match masks {
-            Some(masks) if p > 0.0 => for_dtype!(self.tensor().dtype(), dropout(self, p, masks.next())),
+            Some(masks) if p > 0.0 => for_device!(self.tensor(), dropout(self, p, masks)),
             _ => Ok(self.clone()),
         }
     }
 }
 
-fn dropout<T: Real>(x: &Value, p: f64, key: u64) -> Result<Value> {
+fn dropout<T: Real>(x: &Value, p: f64, masks: &Dropout) -> Result<Value> {
+    let key = mix(masks.key.wrapping_add(mix(masks.next_call())));
     let y = tensor(apply::<T>(x.tensor(), p, key)?, x.tensor().shape())?;
     let Some(tape) = Value::recording(&[x], &[]) else { return Ok(x.unrecorded(y)) };
     let slot = x.slot();

@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{ROWS, for_dtype};
+use super::{ROWS, for_device};
 use crate::real::Real;
 use crate::storage::{SharedMut, buffer, slice, tensor};
 use crate::tape::Value;
@@ -17,7 +17,7 @@ impl Value {
     /// # Errors
     /// An id is not below the table's number of rows.
     pub fn embedding(&self, table: &Tensor) -> Result<Value> {
-        for_dtype!(table.dtype(), embedding(self, table))
+        for_device!(table, embedding(self, table))
     }
 }
 

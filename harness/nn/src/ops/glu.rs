@@ -6,7 +6,7 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use super::activation::sigmoid;
-use super::{ROWS, for_dtype};
+use super::{ROWS, for_device};
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slices, tensor};
@@ -18,14 +18,14 @@ impl Value {
     /// # Errors
     /// The last dimension is odd.
     pub fn glu(&self) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), glu(self))
+        for_device!(self.tensor(), glu(self))
     }
 }
 
 fn glu<T: Real>(x: &Value) -> Result<Value> {
     let mut dims = x.tensor().dims().to_vec();
     let width = match dims.last_mut() {
-        Some(last) if *last > 0 && *last % 2 == 0 => {
+        Some(last) if *last > 0 && last.is_multiple_of(2) => {
             *last /= 2;
             *last
         }

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::linear::{add_partial, check_width};
-use super::{ROWS, for_dtype};
+use super::{ROWS, for_device};
 use crate::real::Real;
 use crate::simd::{dot, sum, sum_map, vectorised};
 use crate::storage::{buffer, slice, tensor};
@@ -18,7 +18,7 @@ impl Value {
     /// # Errors
     /// The last dimension is not the weight's.
     pub fn layer_norm(&self, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), layer_norm(self, weight, bias, eps))
+        for_device!(self.tensor(), layer_norm(self, weight, bias, eps))
     }
 }
 

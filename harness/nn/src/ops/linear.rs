@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::activation::{Curve, for_activation};
 use super::gemm::{matmul_nn, matmul_nt, matmul_tn};
-use super::{Activation, ROWS, for_dtype};
+use super::{Activation, ROWS, for_device};
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
@@ -23,7 +23,7 @@ impl Value {
     /// # Errors
     /// The last dimension is not the weight's second one.
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), linear(self, weight, bias))
+        for_device!(self.tensor(), linear(self, weight, bias))
     }
 
     /// `f(x w^T + b)`.
@@ -36,7 +36,7 @@ impl Value {
         bias: Option<&Tensor>,
         activation: Activation,
     ) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), linear_activation(self, weight, bias, activation))
+        for_device!(self.tensor(), linear_activation(self, weight, bias, activation))
     }
 }
 
@@ -205,7 +205,7 @@ fn backward_through<T: Real, C: Curve>(
                             for (dy, kept) in dy.chunks_exact_mut(o).zip(kept.chunks_exact(o)) {
                                 let arguments = kept.iter().zip(b);
                                 dy.iter_mut().zip(arguments).zip(&mut sum).for_each(|((dy, (v, b)), sum)| {
-                                    *dy = *dy * C::slope(*v + *b);
+                                    *dy *= C::slope(*v + *b);
                                     *sum += *dy;
                                 });
                             }

@@ -10,15 +10,19 @@ mod causal_convolution;
 mod columns;
 mod conv1d;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod diagonal_kernel;
 mod diagonal_scan;
 mod discretisation;
 mod dropout;
 mod embedding;
+mod fourier;
 mod gemm;
 mod glu;
 mod layer_norm;
 mod linear;
+mod low_rank_kernel;
 mod panels;
 mod relative_bias;
 mod rms_norm;
@@ -38,22 +42,38 @@ pub use diagonal_scan::DiagonalScan;
 pub use discretisation::Discretisation;
 pub use dropout::Dropout;
 pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
+pub use low_rank_kernel::LowRankKernel;
 pub use rope::RopeTable;
 pub use selective_scan::SelectiveScan;
 
 pub(crate) use panels::PanelKernel;
 
-/// Calls a function generic over [`Real`](crate::Real) for a tensor's number type.
-macro_rules! for_dtype {
-    ($dtype:expr, $($function:ident)::+($($argument:expr),* $(,)?)) => {
-        match $dtype {
-            candle_core::DType::F32 => $($function)::+::<f32>($($argument),*),
-            candle_core::DType::F64 => $($function)::+::<f64>($($argument),*),
-            other => candle_core::bail!("f32 or f64 is expected, got {other:?}"),
+/// Calls an operation for a tensor's device and number type: the function of this name in `cuda` for a CUDA
+/// tensor, otherwise the one beside the caller, which is generic over [`Real`](crate::Real). With `cpu` before
+/// the tensor: an operation that has no CUDA kernels.
+macro_rules! for_device {
+    (cpu $tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match ($tensor.device(), $tensor.dtype()) {
+            (candle_core::Device::Cpu, candle_core::DType::F32) => $function::<f32>($($argument),*),
+            (candle_core::Device::Cpu, candle_core::DType::F64) => $function::<f64>($($argument),*),
+            (device, dtype) => candle_core::bail!(
+                "{}: f32 or f64 on the CPU is expected, there are no kernels for {dtype:?} on {:?}",
+                stringify!($function),
+                device.location(),
+            ),
+        }
+    };
+    ($tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match ($tensor.device(), $tensor.dtype()) {
+            #[cfg(feature = "cuda")]
+            (candle_core::Device::Cuda(_), _) => $crate::ops::cuda::$function($($argument),*),
+            (_, candle_core::DType::F32) => $function::<f32>($($argument),*),
+            (_, candle_core::DType::F64) => $function::<f64>($($argument),*),
+            (_, other) => candle_core::bail!("{}: f32 or f64 is expected, got {other:?}", stringify!($function)),
         }
     };
 }
-pub(crate) use for_dtype;
+pub(crate) use for_device;
 
 /// Rows a task of a row-wise loop works on. It fixes the order of partial sums, whatever the number of threads.
 pub(crate) const ROWS: usize = 64;

@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::storage::{buffer, slice, tensor};
 use crate::tape::Value;
@@ -17,7 +17,7 @@ impl Value {
     /// # Errors
     /// A bucket is not below the table's number of rows.
     pub fn relative_bias(&self, table: &Tensor) -> Result<Value> {
-        for_dtype!(table.dtype(), relative_bias(self, table))
+        for_device!(table, relative_bias(self, table))
     }
 }
 

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::linear::{add_partial, check_width};
-use super::{ROWS, for_dtype};
+use super::{ROWS, for_device};
 use crate::real::Real;
 use crate::simd::{dot, vectorised};
 use crate::storage::{buffer, slice, tensor};
@@ -19,7 +19,7 @@ impl Value {
     /// # Errors
     /// The last dimension is not the weight's.
     pub fn rms_norm(&self, weight: &Tensor, eps: f64) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), rms_norm(self, weight, eps))
+        for_device!(self.tensor(), rms_norm(self, weight, eps))
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
@@ -21,6 +21,8 @@ pub struct RopeTable {
     /// `[positions, head_dim / 2]` each.
     cos: Arc<Vec<f64>>,
     sin: Arc<Vec<f64>>,
+    #[cfg(feature = "cuda")]
+    device: super::cuda::Table,
 }
 
 impl RopeTable {
@@ -39,6 +41,8 @@ impl RopeTable {
             head_dim,
             cos: Arc::new(angles.iter().map(|a| a.cos()).collect()),
             sin: Arc::new(angles.iter().map(|a| a.sin()).collect()),
+            #[cfg(feature = "cuda")]
+            device: super::cuda::Table::default(),
         })
     }
 
@@ -48,14 +52,32 @@ impl RopeTable {
         (&self.cos[position * half..][..half], &self.sin[position * half..][..half])
     }
 
-    /// Angles of positions `start..start + len` for heads of `head_dim`.
-    pub(crate) fn window<T: Real>(&self, start: usize, len: usize, head_dim: usize) -> Result<Angles<T>> {
+    /// That positions `start..start + len` exist for heads of `head_dim`.
+    pub(crate) fn check(&self, start: usize, len: usize, head_dim: usize) -> Result<()> {
         let half = self.head_dim / 2;
         let positions = self.cos.len() / half.max(1);
         if half == 0 || head_dim != self.head_dim || start + len > positions {
             let wanted = format!("{len} positions from {start} for heads of {head_dim}");
             bail!("rope: {wanted}, the table has {positions} for heads of {}", self.head_dim);
         }
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Calls `f` with the place for copies on devices, all cosines and all sines.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device<R>(&self, f: impl FnOnce(&super::cuda::Table, &[f64], &[f64]) -> R) -> R {
+        f(&self.device, &self.cos, &self.sin)
+    }
+
+    /// Angles of positions `start..start + len` for heads of `head_dim`.
+    pub(crate) fn window<T: Real>(&self, start: usize, len: usize, head_dim: usize) -> Result<Angles<T>> {
+        self.check(start, len, head_dim)?;
+        let half = self.head_dim / 2;
         let numbers =
             |v: &[f64]| v[start * half..(start + len) * half].iter().map(|v| T::from_f64(*v)).collect();
         Ok(Angles { half, cos: numbers(&self.cos), sin: numbers(&self.sin) })
@@ -91,7 +113,7 @@ impl Value {
     /// # Errors
     /// The width is no multiple of the table's head_dim, or a position lies beyond the table.
     pub fn rope(&self, table: &RopeTable, start: usize) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), rope(self, table, start))
+        for_device!(self.tensor(), rope(self, table, start))
     }
 }
 

@@ -5,7 +5,7 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
@@ -17,7 +17,7 @@ impl Value {
     /// # Errors
     /// A device failed.
     pub fn scale(&self, factor: f64) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), scale(self, factor))
+        for_device!(self.tensor(), scale(self, factor))
     }
 }
 

@@ -4,7 +4,7 @@
 
 use candle_core::{Result, bail};
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::storage::{slice, tensor};
 use crate::tape::Value;
@@ -15,7 +15,7 @@ impl Value {
     /// # Errors
     /// Not one position a sequence, or one beyond its end.
     pub fn select_positions(&self, positions: &[usize]) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), select(self, positions))
+        for_device!(self.tensor(), select(self, positions))
     }
 }
 

@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::activation::sigmoid;
-use super::for_dtype;
+use super::for_device;
 use super::linear::add_partial;
 use crate::real::Real;
 use crate::simd::{sum, vectorised};
@@ -50,7 +50,7 @@ impl Value {
         c: &Value,
         weights: &SelectiveScan,
     ) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), scan([self, delta, b, c], weights))
+        for_device!(cpu self.tensor(), scan([self, delta, b, c], weights))
     }
 }
 

@@ -4,7 +4,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::storage::{slice, tensor};
 use crate::tape::Value;
@@ -15,7 +15,7 @@ impl Value {
     /// # Errors
     /// The numbers of elements differ.
     pub fn mean_squared_error(&self, targets: &Tensor) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), mean_squared_error(self, targets))
+        for_device!(self.tensor(), mean_squared_error(self, targets))
     }
 }
 

@@ -5,7 +5,7 @@
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::simd;
 use crate::storage::{slice, tensor};
@@ -17,7 +17,7 @@ impl Value {
     /// # Errors
     /// A device failed.
     pub fn sum(&self) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), sum(self))
+        for_device!(self.tensor(), sum(self))
     }
 }
 

@@ -5,7 +5,7 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::for_dtype;
+use super::for_device;
 use crate::real::Real;
 use crate::storage::{buffer, slices, tensor};
 use crate::tape::{Grad, Value};
@@ -19,7 +19,7 @@ impl Value {
     /// # Errors
     /// There are not three.
     pub fn transpose(&self) -> Result<Value> {
-        for_dtype!(self.tensor().dtype(), transpose(self))
+        for_device!(self.tensor(), transpose(self))
     }
 }
 

@@ -1,0 +1,228 @@
+//! S4D (Gu et al. 2022, "On the Parameterization and Initialization of Diagonal State Space Models"): every channel
+//! is convolved with the impulse response of a diagonal state-space model, then channels are mixed by a gated layer.
+
+use std::f64::consts::PI;
+
+use candle_core::{Result, Tensor, bail};
+use candle_nn::{Init, VarBuilder};
+
+use crate::hippo::NormalPart;
+use crate::init;
+use crate::layers::Linear;
+use crate::ops::{Activation, DiagonalKernel, Discretisation, Dropout, StepTransform};
+use crate::tape::Value;
+
+/// Initial values of A; its real part is -1/2 but for `Real`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Modes {
+    /// Imaginary parts `pi n`.
+    Lin,
+    /// Imaginary parts `(N / pi) (N / (2n + 1) - 1)` with N = state size.
+    Inv,
+    /// Eigenvalues of the normal part of HiPPO-LegS.
+    Legs,
+    /// Real: `-(n + 1)`.
+    Real,
+}
+
+/// What an S4D layer is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct S4dConfig {
+    /// Channels.
+    pub width: usize,
+    /// N, the size of the state; modes come in conjugate pairs, so N / 2 are kept.
+    pub state: usize,
+    /// Independent sets of A and B; channel i uses set i mod `copies`.
+    pub copies: usize,
+    /// Initial values of A.
+    pub modes: Modes,
+    /// Smallest and largest initial step.
+    pub steps: (f64, f64),
+    /// How steps are kept positive.
+    pub transform: StepTransform,
+    /// How the model becomes discrete.
+    pub discretisation: Discretisation,
+    /// Whether a second kernel looks ahead.
+    pub bidirectional: bool,
+    /// Probability of dropout after the activation.
+    pub dropout: f64,
+}
+
+/// A layer of the full form, with the parameter names of S4's code: `kernel.{A_real, A_imag, B, C, inv_dt}`, `D`,
+/// `output_linear.0`; or of the minimal form, `kernel.{log_A_real, A_imag, C, log_dt}`, `D`, `output_linear.0`.
+#[derive(Clone)]
+pub struct S4d {
+    kernel: DiagonalKernel,
+    skip: Tensor,
+    output: Output,
+    dropout: f64,
+}
+
+#[derive(Clone)]
+enum Output {
+    Linear(Linear),
+    /// The minimal form writes it as a convolution with one tap.
+    Conv {
+        weight: Tensor,
+        bias: Tensor,
+    },
+}
+
+impl S4d {
+    /// The full form, as in the Long Range Arena recipes.
+    ///
+    /// # Errors
+    /// `state` is odd, `copies` does not divide `width`, or the builder has other shapes.
+    pub fn new(config: S4dConfig, vb: VarBuilder) -> Result<Self> {
+        let S4dConfig { width, state, copies, .. } = config;
+        if state == 0 || !state.is_multiple_of(2) || copies == 0 || !width.is_multiple_of(copies) {
+            bail!("S4D: state {state} must be even, {copies} sets of modes must divide {width} channels");
+        }
+        let (n, kernels) = (state / 2, if config.bidirectional { 2 } else { 1 });
+        let (real, imaginary, b) = initial_modes(config.modes, state);
+        let repeated = |values: Vec<f64>| move |_: Vec<f64>| values.repeat(copies);
+        let kernel = vb.pp("kernel");
+        // stored positive, and at least 1e-4 as in S4's code
+        let imaginary: Vec<f64> = imaginary.iter().map(|v| v.max(1e-4)).collect();
+        let inverse = move |step: f64| match config.transform {
+            StepTransform::Exp => step.ln(),
+            StepTransform::Softplus => step.max(1e-4).exp_m1().ln(),
+        };
+        let zero = candle_nn::init::ZERO;
+        Ok(Self {
+            kernel: DiagonalKernel {
+                step: init::computed(&kernel, (width, 1), "inv_dt", log_uniform(config.steps), |u| {
+                    u.into_iter().map(|u| inverse(u.exp())).collect()
+                })?,
+                a_real: init::computed(
+                    &kernel,
+                    (copies, n),
+                    "A_real",
+                    zero,
+                    repeated(real.iter().map(|r| (-r).ln()).collect()),
+                )?,
+                a_imag: init::computed(&kernel, (copies, n), "A_imag", zero, repeated(imaginary))?,
+                b: Some(init::computed(
+                    &kernel,
+                    (1, copies, n, 2),
+                    "B",
+                    zero,
+                    repeated(b.into_iter().flat_map(|b| [b, 0.0]).collect()),
+                )?),
+                c: kernel.get_with_hints((kernels, width, n, 2), "C", complex_normal())?,
+                transform: config.transform,
+                conjugate: true,
+                discretisation: config.discretisation,
+                rate: 1.0,
+            },
+            skip: vb.get_with_hints((1, width), "D", Init::Randn { mean: 0.0, stdev: 1.0 })?,
+            output: Output::Linear(Linear::new(
+                width,
+                2 * width,
+                true,
+                init::linear,
+                vb.pp("output_linear.0"),
+            )?),
+            dropout: config.dropout,
+        })
+    }
+
+    /// The minimal form of S4's repository: S4D-Lin, zero-order hold, B = 1, own modes for every channel.
+    ///
+    /// # Errors
+    /// `state` is odd, or the builder has other shapes.
+    pub fn minimal(width: usize, state: usize, dropout: f64, vb: VarBuilder) -> Result<Self> {
+        if state == 0 || !state.is_multiple_of(2) {
+            bail!("S4D: the state size must be even, got {state}");
+        }
+        let n = state / 2;
+        let kernel = vb.pp("kernel");
+        let output = vb.pp("output_linear.0");
+        Ok(Self {
+            kernel: DiagonalKernel {
+                step: kernel.get_with_hints(width, "log_dt", log_uniform((1e-3, 1e-1)))?,
+                a_real: kernel.get_with_hints((width, n), "log_A_real", Init::Const(0.5f64.ln()))?,
+                a_imag: init::computed(&kernel, (width, n), "A_imag", candle_nn::init::ZERO, |_| {
+                    (0..width * n).map(|i| PI * (i % n) as f64).collect()
+                })?,
+                b: None,
+                c: kernel.get_with_hints((width, n, 2), "C", complex_normal())?,
+                transform: StepTransform::Exp,
+                conjugate: false,
+                discretisation: Discretisation::ZeroOrderHold,
+                rate: 1.0,
+            },
+            skip: vb.get_with_hints(width, "D", Init::Randn { mean: 0.0, stdev: 1.0 })?,
+            output: Output::Conv {
+                weight: output.get_with_hints((2 * width, width, 1), "weight", init::linear(width))?,
+                bias: output.get_with_hints(2 * width, "bias", init::linear(width))?,
+            },
+            dropout,
+        })
+    }
+
+    /// The same layer for inputs sampled at `rate` times the interval of training: all steps are multiplied by it.
+    #[must_use]
+    pub fn at_rate(mut self, rate: f64) -> Self {
+        self.kernel.rate = rate;
+        self
+    }
+
+    /// The convolution with its skip, without activation and output layer: `[batch, l, width]` to the same.
+    ///
+    /// # Errors
+    /// The last dimension is not `width`.
+    pub fn convolution(&self, x: &Value) -> Result<Value> {
+        self.channels_first(x)?.transpose()
+    }
+
+    fn channels_first(&self, x: &Value) -> Result<Value> {
+        let (_, l, _) = x.tensor().dims3()?;
+        x.transpose()?.causal_convolution(&self.kernel.taps(l, x)?, &self.skip)
+    }
+
+    /// `[batch, l, width]` to the same: convolution, GELU, dropout, and a gated linear unit.
+    ///
+    /// # Errors
+    /// The last dimension is not `width`.
+    pub fn forward(&self, x: &Value, masks: Option<&Dropout>) -> Result<Value> {
+        let y =
+            self.channels_first(x)?.activate(Activation::Gelu)?.transpose()?.dropout(self.dropout, masks)?;
+        match &self.output {
+            Output::Linear(linear) => linear.forward(&y)?.glu(),
+            Output::Conv { weight, bias } => y.causal_conv1d(weight, Some(bias))?.glu(),
+        }
+    }
+}
+
+/// log(step) of steps between two bounds.
+fn log_uniform((least, most): (f64, f64)) -> Init {
+    Init::Uniform { lo: least.ln(), up: most.ln() }
+}
+
+/// Real and imaginary parts of variance 1/2 each.
+fn complex_normal() -> Init {
+    Init::Randn { mean: 0.0, stdev: 0.5f64.sqrt() }
+}
+
+/// Real parts, negated imaginary parts and B of the N / 2 modes of a state of size N.
+pub fn initial_modes(modes: Modes, state: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let n = state / 2;
+    let size = state as f64;
+    let by_index = |f: &dyn Fn(f64) -> f64| (0..n).map(|i| f(i as f64)).collect::<Vec<f64>>();
+    let constant = |value: f64| vec![value; n];
+    match modes {
+        Modes::Lin => (constant(-0.5), by_index(&|i| PI * i), constant(1.0)),
+        Modes::Inv => {
+            (constant(-0.5), by_index(&|i| size / PI * (size / (2.0 * i + 1.0) - 1.0)), constant(1.0))
+        }
+        Modes::Legs => {
+            let part = NormalPart::new(state);
+            let (_, b) = crate::hippo::legs(state);
+            let real = part.eigenvalues[..n].iter().map(|l| l.re).collect();
+            let imaginary = part.eigenvalues[..n].iter().map(|l| -l.im).collect();
+            (real, imaginary, part.project(&b)[..n].iter().map(|b| b.re).collect())
+        }
+        Modes::Real => (by_index(&|i| -(i + 1.0)), constant(0.0), constant(1.0)),
+    }
+}

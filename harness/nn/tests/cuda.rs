@@ -1,0 +1,350 @@
+//! Every operation on a GPU against the CPU: values and gradients, in float32 and in bfloat16. On a machine
+//! without a GPU the tests say so and pass.
+
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::Write as _;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use rand::Rng;
+use replica_core::{Seed, trial};
+use replica_nn::ops::{Activation, Attention, Dropout, IGNORE, RopeTable, Scores};
+use replica_nn::{Gradients, Staging, Tape, Value, accelerator, checkpoint};
+
+/// The first GPU, or nothing and a line that says why. It goes past the test harness, which would swallow it.
+fn gpu() -> Option<Device> {
+    match accelerator::open(trial::Device::Cuda(0)) {
+        Ok(device) => Some(device),
+        Err(why) => {
+            let _ = writeln!(std::io::stderr(), "skipped, no GPU: {why}");
+            None
+        }
+    }
+}
+
+/// Numbers on [-1, 1) that keep away from 0 and are exact in bfloat16, so that rounding of inputs plays no role.
+fn numbers(n: usize, rng: &mut impl Rng) -> Vec<f32> {
+    (0..n)
+        .map(|_| {
+            let x = (1 + rng.next_u32() % 127) as f32 / 128.0;
+            if rng.next_u32().is_multiple_of(2) { x } else { -x }
+        })
+        .collect()
+}
+
+/// A tensor of another type elsewhere. It is converted on the host, so that nothing but our own kernels runs.
+fn sent(tensor: &Tensor, dtype: DType, device: &Device) -> Tensor {
+    tensor.to_dtype(dtype).unwrap().to_device(device).unwrap()
+}
+
+type Operation<'a> = &'a dyn Fn(&[Value], &[Tensor]) -> Result<Value>;
+
+/// Values and the gradients of sum(f(inputs) * cotangent) by all inputs, in float32 on the host.
+fn run(
+    inputs: &[(Vec<f32>, Vec<usize>)],
+    seed: u64,
+    device: &Device,
+    dtype: DType,
+    f: Operation,
+) -> Vec<Vec<f32>> {
+    let variables: Vec<Var> = inputs
+        .iter()
+        .map(|(data, shape)| {
+            let tensor = Tensor::from_slice(data, shape.as_slice(), &Device::Cpu).unwrap();
+            Var::from_tensor(&sent(&tensor, dtype, device)).unwrap()
+        })
+        .collect();
+    let tensors: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
+    let gradients = Gradients::default();
+    let tape = Tape::new(&gradients);
+    let values: Vec<Value> = tensors.iter().map(|t| tape.variable(t).unwrap()).collect();
+    let y = f(&values, &tensors).unwrap();
+    let cotangent = numbers(y.tensor().elem_count(), &mut Seed(seed).stream("cotangent"));
+    let cotangent = Tensor::from_vec(cotangent, y.tensor().shape(), &Device::Cpu).unwrap();
+    tape.backward_from(&y, sent(&cotangent, y.tensor().dtype(), device)).unwrap();
+    let host = |t: &Tensor| {
+        let t = t.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap();
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let gradient = |t: &Tensor| host(&gradients.tensor(t).expect("every input has a gradient"));
+    std::iter::once(host(y.tensor())).chain(tensors.iter().map(gradient)).collect()
+}
+
+/// Compares an operation on the GPU with the CPU. The error is relative to the largest number of each result.
+fn check(name: &str, shapes: &[&[usize]], f: Operation) {
+    let Some(gpu) = gpu() else { return };
+    let seed = 7;
+    let mut rng = Seed(seed).stream(name);
+    let inputs: Vec<(Vec<f32>, Vec<usize>)> =
+        shapes.iter().map(|shape| (numbers(shape.iter().product(), &mut rng), shape.to_vec())).collect();
+    let expected = run(&inputs, seed, &Device::Cpu, DType::F32, f);
+    // float32 differs by the order of sums; bfloat16 has 8 binary digits, and results pass through it several times
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 3e-2)] {
+        let got = run(&inputs, seed, &gpu, dtype, f);
+        for (which, (expected, got)) in expected.iter().zip(&got).enumerate() {
+            assert_eq!(expected.len(), got.len(), "{name}");
+            let largest = expected.iter().fold(1e-6f32, |a, x| a.max(x.abs()));
+            for (i, (a, b)) in expected.iter().zip(got).enumerate() {
+                let error = (a - b).abs() / largest;
+                let part = if which == 0 { "value".to_owned() } else { format!("gradient {which}") };
+                assert!(
+                    error < tolerance,
+                    "{name} in {dtype:?}, {shapes:?}, {part}[{i}]: {b}, {a} on the CPU"
+                );
+            }
+        }
+    }
+}
+
+fn labels(n: usize, classes: usize, device: &Device) -> Tensor {
+    let mut rng = Seed(3).stream("labels");
+    let label = |i: usize| if i % 5 == 4 { IGNORE } else { i64::from(rng.next_u32()) % classes as i64 };
+    Tensor::from_vec((0..n).map(label).collect::<Vec<_>>(), n, device).unwrap()
+}
+
+const ACTIVATIONS: [Activation; 4] =
+    [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu];
+
+#[test]
+fn linear() {
+    for (n, o, k) in [(1, 1, 1), (5, 3, 7), (64, 48, 96), (300, 129, 257), (1024, 512, 64)] {
+        check("linear", &[&[n, k], &[o, k], &[o]], &|x, w| x[0].linear(&w[1], Some(&w[2])));
+        check("linear without bias", &[&[2, n, k], &[o, k]], &|x, w| x[0].linear(&w[1], None));
+        for f in ACTIVATIONS {
+            check("linear_activation", &[&[n, k], &[o, k], &[o]], &|x, w| {
+                x[0].linear_activation(&w[1], Some(&w[2]), f)
+            });
+        }
+        check("linear_activation without bias", &[&[n, k], &[o, k]], &|x, w| {
+            x[0].linear_activation(&w[1], None, Activation::GeluTanh)
+        });
+    }
+}
+
+#[test]
+fn norms() {
+    for (n, width) in [(1, 2), (7, 33), (130, 64), (64, 768), (9, 3000)] {
+        check("rms_norm", &[&[n, width], &[width]], &|x, w| x[0].rms_norm(&w[1], 1e-6));
+        check("layer_norm", &[&[n, width], &[width], &[width]], &|x, w| x[0].layer_norm(&w[1], &w[2], 1e-5));
+    }
+}
+
+#[test]
+fn elementwise() {
+    for n in [1, 31, 4096, 100_003] {
+        for activation in ACTIVATIONS {
+            check("activate", &[&[n]], &|x, _| x[0].activate(activation));
+            check("gate", &[&[n], &[n]], &|x, _| x[0].gate(&x[1], activation));
+        }
+        check("scale", &[&[n]], &|x, _| x[0].scale(-0.3));
+        // the same masks on both
+        check("dropout", &[&[n]], &|x, _| x[0].dropout(0.3, Some(&Dropout::new(11, 7))));
+        // a value used several times: its gradient is moved once, then added to
+        check("add", &[&[n]], &|x, _| {
+            x[0].add(&x[0])?.add(&x[0].activate(Activation::Silu)?)?.gate(&x[0], Activation::Silu)
+        });
+    }
+}
+
+#[test]
+fn reductions() {
+    for n in [1, 31, 4096, 100_003] {
+        check("sum", &[&[n]], &|x, _| x[0].sum());
+        check("sum twice", &[&[n]], &|x, _| x[0].sum()?.add(&x[0].activate(Activation::Silu)?.sum()?));
+        check("mean_squared_error", &[&[n]], &|x, _| {
+            let targets = Tensor::full(0.25f32, n, &Device::Cpu)?;
+            let targets = sent(&targets, x[0].tensor().dtype(), x[0].tensor().device());
+            x[0].mean_squared_error(&targets)
+        });
+    }
+    check("select_positions", &[&[3, 9, 20]], &|x, _| {
+        x[0].select_positions(&[8, 4, 0])?.add(&x[0].select_positions(&[8, 1, 2])?)
+    });
+}
+
+#[test]
+fn positions() {
+    let table = RopeTable::new(16, 64, 10_000.0).unwrap();
+    for (batch, t, start) in [(1, 1, 0), (2, 7, 3), (3, 40, 20)] {
+        check("rope", &[&[batch, t, 48]], &|x, _| x[0].rope(&table, start));
+        check("add_positions", &[&[batch, t, 48], &[t + start, 48]], &|x, w| x[0].add_positions(&w[1]));
+    }
+}
+
+#[test]
+fn layouts() {
+    for (batch, a, b) in [(1, 1, 1), (2, 5, 70), (3, 64, 33)] {
+        check("transpose", &[&[batch, a, b]], &|x, _| x[0].transpose());
+        check("glu", &[&[batch, a, 2 * b]], &|x, _| x[0].glu());
+        let buckets: Vec<u32> = (0..(a * b) as u32).map(|i| i * i % 7).collect();
+        check("relative_bias", &[&[7, 3], &[3, a, b]], &|x, w| {
+            let buckets = Tensor::from_slice(&buckets, (a, b), w[0].device())?;
+            x[0].constant_beside(buckets).relative_bias(&w[0])?.gate(&x[1], Activation::Silu)
+        });
+    }
+}
+
+#[test]
+fn embedding() {
+    for (n, vocab, width) in [(1, 1, 1), (70, 5, 33), (3000, 700, 128)] {
+        let mut rng = Seed(5).stream("ids");
+        let ids: Vec<u32> = (0..n).map(|_| rng.next_u32() % vocab as u32).collect();
+        check("embedding", &[&[vocab, width], &[n, width]], &|x, w| {
+            let ids = Tensor::from_slice(&ids, n, w[0].device())?;
+            x[0].constant_beside(ids).embedding(&w[0])?.gate(&x[1], Activation::Silu)
+        });
+    }
+}
+
+#[test]
+fn attention() {
+    for (batch, t, s, heads, d) in [
+        (1, 1, 1, 1, 1),
+        (2, 5, 8, 3, 7),
+        (1, 70, 71, 2, 16),
+        (2, 130, 130, 2, 32),
+        (1, 200, 264, 3, 64),
+        (1, 65, 129, 2, 128),
+        (1, 40, 40, 2, 96),
+    ] {
+        for causal in [true, false] {
+            let attention = Attention { heads, scale: 1.0 / (d as f64).sqrt(), causal };
+            let (q, k) = ([batch, t, heads * d], [batch, s, heads * d]);
+            check("attention", &[&q, &k, &k], &|x, _| x[0].attention(&x[1], &x[2], attention));
+        }
+    }
+}
+
+/// Padding, holes, and an entry that sees nothing; a bias; positions; packed and separate inputs.
+#[test]
+fn scores() {
+    for (batch, t, heads, d) in [(3, 9, 2, 6), (3, 70, 2, 32), (3, 65, 3, 64), (3, 66, 1, 128)] {
+        let width = heads * d;
+        let table = RopeTable::new(d, 128, 10_000.0).unwrap();
+        let attention = |causal| Attention { heads, scale: 1.0 / (d as f64).sqrt(), causal };
+        let mask = |device: &Device| {
+            let seen = |i: usize| {
+                u8::from(match i / t {
+                    0 => i % t < t / 2,
+                    1 => i % t != 3,
+                    _ => false,
+                })
+            };
+            Tensor::from_vec((0..batch * t).map(seen).collect::<Vec<_>>(), (batch, t), device)
+        };
+        for causal in [true, false] {
+            check("packed attention", &[&[batch, t, 3 * width]], &|x, _| {
+                x[0].self_attention(attention(causal), Scores { rope: Some(&table), ..Scores::default() })
+            });
+            let shape = [batch, t, width];
+            check("masked attention", &[&shape, &shape, &shape], &|x, _| {
+                let mask = mask(x[0].tensor().device())?;
+                let scores = Scores { mask: Some(&mask), ..Scores::default() };
+                x[0].attention_with(&x[1], &x[2], attention(causal), scores)
+            });
+            check("biased attention", &[&shape, &shape, &shape, &[heads, t, t]], &|x, _| {
+                let scores = Scores { bias: Some(&x[3]), rope: Some(&table), ..Scores::default() };
+                x[0].attention_with(&x[1], &x[2], attention(causal), scores)
+            });
+        }
+        // queries that come after keys of an earlier call
+        let (q, k) = ([batch, t - 5, width], [batch, t, width]);
+        check("attention with positions", &[&q, &k, &k], &|x, _| {
+            let scores = Scores { rope: Some(&table), ..Scores::default() };
+            x[0].attention_with(&x[1], &x[2], attention(true), scores)
+        });
+    }
+}
+
+#[test]
+fn losses() {
+    for (n, k, vocab) in [(1, 3, 2), (40, 16, 301), (700, 64, 5000)] {
+        check("cross_entropy", &[&[n, vocab]], &|x, _| {
+            x[0].cross_entropy(&labels(n, vocab, x[0].tensor().device()))
+        });
+        check("linear_cross_entropy", &[&[n, k], &[vocab, k], &[vocab]], &|x, w| {
+            x[0].linear_cross_entropy(&w[1], Some(&w[2]), &labels(n, vocab, w[1].device()))
+        });
+    }
+}
+
+/// More rows than fit in one group of logits.
+#[test]
+fn a_loss_in_several_groups() {
+    let (n, k, vocab) = (1300, 4, 60_000);
+    check("linear_cross_entropy", &[&[n, k], &[vocab, k]], &|x, w| {
+        x[0].linear_cross_entropy(&w[1], None, &labels(n, vocab, w[1].device()))
+    });
+}
+
+/// Gradients add up over backward passes in the same buffer until they are cleared; frozen weights get none.
+#[test]
+fn gradients_accumulate_in_place() {
+    let Some(gpu) = gpu() else { return };
+    let tensor = |data: Vec<f32>, shape: (usize, usize)| {
+        sent(&Tensor::from_vec(data, shape, &Device::Cpu).unwrap(), DType::BF16, &gpu)
+    };
+    let x = tensor(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], (3, 2));
+    let w = Var::from_tensor(&tensor(vec![1.0; 4], (2, 2))).unwrap();
+    let gradients = Gradients::default();
+    let pass = || {
+        let tape = Tape::new(&gradients);
+        let y = tape.constant(x.clone()).linear(&w, None).unwrap().sum().unwrap();
+        tape.backward(&y).unwrap();
+        gradients.tensor(&w).unwrap()
+    };
+    let once = pass();
+    assert_eq!(once.dtype(), DType::F32);
+    assert_eq!(once.to_vec2::<f32>().unwrap(), [[9.0, 12.0]; 2]);
+    assert_eq!(pass().to_vec2::<f32>().unwrap(), [[18.0, 24.0]; 2]);
+    gradients.clear();
+    assert_eq!(pass().to_vec2::<f32>().unwrap(), [[9.0, 12.0]; 2]);
+    // one buffer all the time
+    assert_eq!(once.to_vec2::<f32>().unwrap(), [[9.0, 12.0]; 2]);
+}
+
+/// A part that is computed again in the backward pass.
+#[test]
+fn checkpoints() {
+    check("checkpoint", &[&[5, 16], &[16, 16]], &|x, w| {
+        let weight = w[1].clone();
+        let part = move |x: &[Value]| x[0].linear(&weight, None)?.activate(Activation::Silu)?.add(&x[0]);
+        checkpoint(&[&x[0]], part)?.add(&x[0])
+    });
+}
+
+/// What the host cannot look at without waiting gives NaN, and writes nowhere it should not.
+#[test]
+fn ids_and_labels_out_of_range_make_the_loss_nan() {
+    let Some(gpu) = gpu() else { return };
+    let table =
+        Var::from_tensor(&sent(&Tensor::ones((4, 8), DType::F32, &Device::Cpu).unwrap(), DType::F32, &gpu))
+            .unwrap();
+    let gradients = Gradients::default();
+    let loss = |ids: &[u32], labels: &[i64]| {
+        let tape = Tape::new(&gradients);
+        let ids = tape.constant(Tensor::from_slice(ids, ids.len(), &gpu).unwrap());
+        let labels = Tensor::from_slice(labels, labels.len(), &gpu).unwrap();
+        let loss = ids.embedding(&table).unwrap().linear_cross_entropy(&table, None, &labels).unwrap();
+        tape.backward(&loss).unwrap();
+        loss.tensor().to_scalar::<f32>().unwrap()
+    };
+    assert!(loss(&[0, 3], &[1, 2]).is_finite());
+    assert!(loss(&[0, 4], &[1, 2]).is_nan());
+    assert!(loss(&[0, u32::MAX], &[1, 2]).is_nan());
+    assert!(loss(&[0, 3], &[1, 4]).is_nan());
+    assert!(loss(&[0, 3], &[IGNORE, IGNORE]).is_nan());
+}
+
+/// More uploads than there are places: none is overwritten before the device has read it.
+#[test]
+fn uploads_arrive_unharmed() {
+    let Some(gpu) = gpu() else { return };
+    let mut staging = Staging::new(&gpu);
+    let data = |i: u32| (0..5000 + 100 * i).map(|j| i ^ j).collect::<Vec<u32>>();
+    let sent: Vec<Tensor> = (0..100).map(|i| staging.send(data(i), data(i).len()).unwrap()).collect();
+    for (i, tensor) in sent.iter().enumerate() {
+        assert_eq!(tensor.to_vec1::<u32>().unwrap(), data(i as u32));
+    }
+}
