@@ -103,8 +103,8 @@ fn labels(n: usize, classes: usize, device: &Device) -> Tensor {
     Tensor::from_vec((0..n).map(label).collect::<Vec<_>>(), n, device).unwrap()
 }
 
-const ACTIVATIONS: [Activation; 4] =
-    [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu];
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Sigmoid];
 
 #[test]
 fn linear() {

@@ -5,7 +5,8 @@ use replica_nn::ops::RopeTable;
 
 use crate::emulator::{Emulator, launch};
 use crate::reference::{
-    Bf16, Number, assert_near, differentiate, elementwise, hash, numbers, unwritten, wide, with_ones,
+    Bf16, Number, assert_near, differentiate, elementwise, hash, numbers, sum_parts, unwritten, wide,
+    with_ones,
 };
 
 fn embedding<T: Number>(cuda: &Emulator) {
@@ -149,5 +150,38 @@ fn positions_of_both_types() {
         rope::<Bf16>(cuda);
         learned_positions::<f32>(cuda);
         learned_positions::<Bf16>(cuda);
+    });
+}
+
+fn relative_bias<T: Number>(cuda: &Emulator) {
+    for (pairs, heads, rows) in [(1usize, 1usize, 1usize), (70, 3, 5), (2500, 2, 40)] {
+        let buckets: Vec<u32> = (0..pairs as u64).map(|i| (hash(i, 1) % rows as u64) as u32).collect();
+        let (table, dbias) = (numbers::<T>(rows * heads, 2), numbers::<f32>(heads * pairs, 3));
+        let mut bias = unwritten::<f32>(heads * pairs);
+        launch!(cuda, format!("relative_bias_forward_{}", T::SUFFIX), elementwise(heads * pairs), 256, 0;
+            &buckets, &table, &mut bias, pairs as i64, heads as i32, rows as i32);
+        let table = wide(&table);
+        let mut dtable = vec![0f64; rows * heads];
+        let mut expected = Vec::new();
+        for (i, dbias) in wide(&dbias).into_iter().enumerate() {
+            let at = buckets[i % pairs] as usize * heads + i / pairs;
+            expected.push(table[at]);
+            dtable[at] += dbias;
+        }
+        assert_near("relative bias", &bias, &expected, 0.0);
+        let count = pairs.div_ceil(2048);
+        let mut parts = unwritten::<f32>(count * rows * heads);
+        launch!(cuda, "relative_bias_backward_f32", (count, heads, 1), 256, 0;
+            &buckets, &dbias, &mut parts, pairs as i64, heads as i32, rows as i32);
+        let got = sum_parts(cuda, &parts, rows * heads);
+        assert_near("relative bias: dtable", &got, &with_ones(&dtable), 1e-5);
+    }
+}
+
+#[test]
+fn relative_bias_of_both_types() {
+    Emulator::in_both_orders(|cuda| {
+        relative_bias::<f32>(cuda);
+        relative_bias::<Bf16>(cuda);
     });
 }

@@ -14,6 +14,7 @@ pub(super) fn code(activation: Activation) -> i32 {
         Activation::Gelu => 2,
         Activation::GeluTanh => 3,
         Activation::Silu => 4,
+        Activation::Sigmoid => 5,
     }
 }
 

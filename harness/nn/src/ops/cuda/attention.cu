@@ -2,8 +2,8 @@
 // additive bias. Kept for backward: q, k, v, the result and the log-sum-exp of every row of scores, plus infinity for
 // a row that sees no key; probabilities are computed again tile by tile, so nothing of size [t, s] is stored.
 //
-// bf16: bound by tensor cores (mma.sync) for long sequences; four warps own 16 rows of a tile of 64 each and keep scores and
-// probabilities in registers. float: bound by FMA and shared memory, a tile of 64 x 64 (head_dim <= 64) or 32 x 32.
+// bf16: bound by tensor cores (mma.sync) for long sequences; four warps own 16 rows of a tile of 64 each and keep
+// scores and probabilities in registers. float: bound by FMA and shared memory, tiles of 64 x 64, or 32 above head_dim 64.
 // Backward takes two passes over the tiles, one by keys (dk, dv) and one by queries (dq), instead of atomic additions.
 #include "replica.cuh"
 
@@ -168,9 +168,9 @@ __device__ __forceinline__ float quad_sum(float v) {
 }
 
 template <int D>
-__device__ __forceinline__ void attention_forward(Head<D>, const bf16* q, const bf16* k, const bf16* v, bf16* o, float* lse,
-                                                  const u8* key_mask, const float* bias, int heads, int t, int s,
-                                                  long long q_stride, long long k_stride, long long v_stride,
+__device__ __forceinline__ void attention_forward(Head<D>, const bf16* q, const bf16* k, const bf16* v, bf16* o,
+                                                  float* lse, const u8* key_mask, const float* bias, int heads, int t,
+                                                  int s, long long q_stride, long long k_stride, long long v_stride,
                                                   long long o_stride, float scale, int causal) {
     DYNAMIC_SHARED(bf16, tiles);
     bf16 *q_tile = tiles, *k_tile = q_tile + TILE * Head<D>::STRIDE, *v_tile = k_tile + TILE * Head<D>::STRIDE;
@@ -269,12 +269,12 @@ __device__ __forceinline__ void attention_forward(Head<D>, const bf16* q, const 
 
 // dk and dv of 64 keys: scores transposed, a warp owns 16 keys and walks over the queries that see them.
 template <int D>
-__device__ __forceinline__ void attention_backward_kv(Head<D>, const bf16* q, const bf16* k, const bf16* v, const bf16* d_o,
-                                                      const float* lse, const float* delta, const u8* key_mask,
-                                                      const float* bias, bf16* dk, bf16* dv, int heads, int t, int s,
-                                                      long long q_stride, long long k_stride, long long v_stride,
-                                                      long long do_stride, long long dk_stride, long long dv_stride,
-                                                      float scale, int causal) {
+__device__ __forceinline__ void attention_backward_kv(Head<D>, const bf16* q, const bf16* k, const bf16* v,
+                                                      const bf16* d_o, const float* lse, const float* delta,
+                                                      const u8* key_mask, const float* bias, bf16* dk, bf16* dv,
+                                                      int heads, int t, int s, long long q_stride, long long k_stride,
+                                                      long long v_stride, long long do_stride, long long dk_stride,
+                                                      long long dv_stride, float scale, int causal) {
     constexpr int N = Head<D>::STEP;
     DYNAMIC_SHARED(bf16, tiles);
     bf16 *k_tile = tiles, *v_tile = k_tile + TILE * Head<D>::STRIDE, *q_tile = v_tile + TILE * Head<D>::STRIDE;
@@ -381,10 +381,10 @@ __device__ __forceinline__ void row_statistics(float (&lse_rows)[2], float (&del
 }
 
 template <int D>
-__device__ __forceinline__ void attention_backward_q(Head<D>, const bf16* q, const bf16* k, const bf16* v, const bf16* d_o,
-                                                     const float* lse, const float* delta, const u8* key_mask,
-                                                     const float* bias, bf16* dq, int heads, int t, int s,
-                                                     long long q_stride, long long k_stride, long long v_stride,
+__device__ __forceinline__ void attention_backward_q(Head<D>, const bf16* q, const bf16* k, const bf16* v,
+                                                     const bf16* d_o, const float* lse, const float* delta,
+                                                     const u8* key_mask, const float* bias, bf16* dq, int heads, int t,
+                                                     int s, long long q_stride, long long k_stride, long long v_stride,
                                                      long long do_stride, long long dq_stride, float scale,
                                                      int causal) {
     constexpr int N = Head<D>::STEP;
@@ -431,10 +431,10 @@ __device__ __forceinline__ void attention_backward_q(Head<D>, const bf16* q, con
 
 // The bias's gradient for 64 queries and N keys of a head: the batch entries are added in order.
 template <int D>
-__device__ __forceinline__ void attention_backward_bias(Head<D>, const bf16* q, const bf16* k, const bf16* v, const bf16* d_o,
-                                                        const float* lse, const float* delta, const u8* key_mask,
-                                                        const float* bias, float* dbias, int batch, int heads, int t,
-                                                        int s, long long q_stride, long long k_stride,
+__device__ __forceinline__ void attention_backward_bias(Head<D>, const bf16* q, const bf16* k, const bf16* v,
+                                                        const bf16* d_o, const float* lse, const float* delta,
+                                                        const u8* key_mask, const float* bias, float* dbias, int batch,
+                                                        int heads, int t, int s, long long q_stride, long long k_stride,
                                                         long long v_stride, long long do_stride, float scale,
                                                         int causal, int accumulate) {
     constexpr int N = Head<D>::STEP;
@@ -481,7 +481,7 @@ __device__ __forceinline__ void attention_backward_bias(Head<D>, const bf16* q, 
     }
 }
 
-// ---- float: a block of 16 x 16 threads; thread (y, x) owns rows y, y + 16, .. and columns x, x + 16, .. of every product
+// ---- float: a block of 16 x 16 threads; thread (y, x) owns rows y, y + 16, .. and columns x, x + 16, .. of a product
 
 // Rows of a tile have an odd number of words, so that a column lies on different banks.
 __device__ __forceinline__ int row_words(int head_dim) { return head_dim | 1; }
@@ -563,10 +563,10 @@ __device__ __forceinline__ float row_sum(float v) {
 }
 
 template <int R, int J>
-__device__ __forceinline__ void float_forward(int head_dim, const float* q, const float* k, const float* v, float* o, float* lse,
-                                                  const u8* key_mask, const float* bias, int heads, int t, int s,
-                                                  long long q_stride, long long k_stride,
-                                                  long long v_stride, long long o_stride, float scale, int causal) {
+__device__ __forceinline__ void float_forward(int head_dim, const float* q, const float* k, const float* v, float* o,
+                                              float* lse, const u8* key_mask, const float* bias, int heads, int t,
+                                              int s, long long q_stride, long long k_stride, long long v_stride,
+                                              long long o_stride, float scale, int causal) {
     constexpr int M = 16 * R;
     DYNAMIC_SHARED(float, tiles);
     float *q_tile = tiles, *kv_tile = q_tile + M * row_words(head_dim), *p_tile = kv_tile + M * row_words(head_dim);
@@ -651,12 +651,12 @@ __device__ __forceinline__ void score_gradient(float (&p)[R][R], float (&ds)[R][
 }
 
 template <int R, int J>
-__device__ __forceinline__ void float_backward_kv(int head_dim, const float* q, const float* k, const float* v, const float* d_o,
-                                                      const float* lse, const float* delta, const u8* key_mask,
-                                                      const float* bias, float* dk, float* dv, int heads, int t, int s,
-                                                      long long q_stride, long long k_stride,
-                                                      long long v_stride, long long do_stride, long long dk_stride,
-                                                      long long dv_stride, float scale, int causal) {
+__device__ __forceinline__ void float_backward_kv(int head_dim, const float* q, const float* k, const float* v,
+                                                  const float* d_o, const float* lse, const float* delta,
+                                                  const u8* key_mask, const float* bias, float* dk, float* dv,
+                                                  int heads, int t, int s, long long q_stride, long long k_stride,
+                                                  long long v_stride, long long do_stride, long long dk_stride,
+                                                  long long dv_stride, float scale, int causal) {
     constexpr int M = 16 * R;
     const int tile = M * row_words(head_dim);
     DYNAMIC_SHARED(float, tiles);
@@ -699,12 +699,11 @@ __device__ __forceinline__ void float_backward_kv(int head_dim, const float* q, 
 }
 
 template <int R, int J>
-__device__ __forceinline__ void float_backward_q(int head_dim, const float* q, const float* k, const float* v, const float* d_o,
-                                                     const float* lse, const float* delta, const u8* key_mask,
-                                                     const float* bias, float* dq, int heads, int t, int s,
-                                                     long long q_stride, long long k_stride,
-                                                     long long v_stride, long long do_stride, long long dq_stride,
-                                                     float scale, int causal) {
+__device__ __forceinline__ void float_backward_q(int head_dim, const float* q, const float* k, const float* v,
+                                                 const float* d_o, const float* lse, const float* delta,
+                                                 const u8* key_mask, const float* bias, float* dq, int heads, int t,
+                                                 int s, long long q_stride, long long k_stride, long long v_stride,
+                                                 long long do_stride, long long dq_stride, float scale, int causal) {
     constexpr int M = 16 * R;
     const int tile = M * row_words(head_dim);
     DYNAMIC_SHARED(float, tiles);
@@ -745,11 +744,11 @@ __device__ __forceinline__ void float_backward_q(int head_dim, const float* q, c
 
 template <int R, int J>
 __device__ __forceinline__ void float_backward_bias(int head_dim, const float* q, const float* k, const float* v,
-                                                        const float* d_o, const float* lse, const float* delta,
-                                                        const u8* key_mask, const float* bias, float* dbias, int batch,
-                                                        int heads, int t, int s, long long q_stride,
-                                                        long long k_stride, long long v_stride, long long do_stride,
-                                                        float scale, int causal, int accumulate) {
+                                                    const float* d_o, const float* lse, const float* delta,
+                                                    const u8* key_mask, const float* bias, float* dbias, int batch,
+                                                    int heads, int t, int s, long long q_stride, long long k_stride,
+                                                    long long v_stride, long long do_stride, float scale, int causal,
+                                                    int accumulate) {
     constexpr int M = 16 * R;
     const int tile = M * row_words(head_dim);
     DYNAMIC_SHARED(float, tiles);

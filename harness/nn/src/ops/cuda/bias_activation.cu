@@ -1,4 +1,4 @@
-// Bias and activation after a matrix product, y = act(x + bias), and the bias's gradient (ops/linear.rs, activation.rs).
+// Bias and activation after a matrix product, y = act(x + bias), and the bias's gradient (ops/linear.rs).
 // Kept for backward: x + bias, the activation's input; nothing without an activation.
 //
 // Bound by memory: one pass each way.

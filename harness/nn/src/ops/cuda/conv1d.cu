@@ -56,7 +56,9 @@ __device__ __forceinline__ void weight_gradient(const T* dy, const T* x, float* 
     float window[MAX], dw[MAX] = {}, db = 0;
     window[0] = 0;
 #pragma unroll
-    for (int m = 1; m < MAX; ++m) window[m - 1] = first - m >= 0 ? to_float(x[(long long)(first - m) * channels]) : 0.0f;
+    for (int m = 1; m < MAX; ++m) {
+        window[m - 1] = first - m >= 0 ? to_float(x[(long long)(first - m) * channels]) : 0.0f;
+    }
     window[MAX - 1] = 0;
 #pragma unroll 4
     for (int l = first; l < smaller(first + CONV_TILE, length); ++l) {

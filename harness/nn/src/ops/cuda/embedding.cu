@@ -27,7 +27,8 @@ KERNEL(64, embedding_rank, const u32* ids, u32* order, int n) {
 }
 
 // Blocks (chunk, tile of columns): a run of equal ids within the chunk goes to the table; one that reaches beyond it
-// into parts[2 * chunk], if it began before, or parts[2 * chunk + 1], if it begins here. An id beyond the table adds nothing.
+// into parts[2 * chunk], if it began before, or parts[2 * chunk + 1], if it begins here. An id beyond the
+// table adds nothing.
 template <typename T>
 __device__ __forceinline__ void embedding_backward(const T* dy, const u32* ids, const u32* order, float* dtable,
                                                    float* parts, int n, int width, int vocab) {

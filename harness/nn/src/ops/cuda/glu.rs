@@ -2,12 +2,11 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use super::activation::code;
 use super::device::{Address, Gpu, address, int, launch};
 use super::{elements, kernel};
+use crate::ops::Activation;
 use crate::tape::{Grad, Value};
-
-/// The kernels' code for the logistic function.
-const SIGMOID: i32 = 5;
 
 pub(crate) fn glu(x: &Value) -> Result<Value> {
     let mut dims = x.tensor().dims().to_vec();
@@ -36,7 +35,7 @@ pub(crate) fn glu(x: &Value) -> Result<Value> {
         int(width)?,
         stride,
         stride,
-        SIGMOID,
+        code(Activation::Sigmoid),
     )?;
     let Some(tape) = Value::recording(&[x], &[]) else { return Ok(x.unrecorded(y)) };
     let (slot, x) = (x.slot(), x.tensor().clone());
@@ -58,7 +57,7 @@ pub(crate) fn glu(x: &Value) -> Result<Value> {
             stride,
             stride,
             stride,
-            SIGMOID,
+            code(Activation::Sigmoid),
         )?;
         flow.send(slot, Grad::new(dx))
     }))

@@ -28,7 +28,8 @@ __device__ __forceinline__ void layer_norm_forward(const T* x, const T* weight, 
         map_range(lane, 32, width, packed, y_row,
                   [&](int, float v, float w, float b) { return (v - m) * r * w + b; }, x_row, weight, bias);
     } else {
-        map_range(lane, 32, width, packed, y_row, [&](int, float v, float w) { return (v - m) * r * w; }, x_row, weight);
+        map_range(lane, 32, width, packed, y_row, [&](int, float v, float w) { return (v - m) * r * w; }, x_row,
+                  weight);
     }
     if (lane == 0 && mean != nullptr) {
         mean[row] = m;

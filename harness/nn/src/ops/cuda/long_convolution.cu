@@ -1,5 +1,6 @@
 // Causal convolution with a long kernel, by FFT, u and y [batch, channels, length], kernel [1 or 2, channels, taps]:
-// y[l] = sum over s of kernel[0][s] u[l - s] + kernel[1][s] u[l + 1 + s] + skip u[l]. n is a power of two, at least length + taps.
+// y[l] = sum over s of kernel[0][s] u[l - s] + kernel[1][s] u[l + 1 + s] + skip u[l]. n is a power of two, at least
+// length + taps.
 // Kept for backward: u, and the kernel's spectrum, [channels, n] complex, which forward needs anyway.
 //
 // Two batch entries are the real and imaginary part of one transform: as the kernel is real, their results come out

@@ -19,7 +19,8 @@ __device__ __forceinline__ void rms_norm_forward(const T* x, const T* weight, T*
     float squares = 0;
     over_range(lane, 32, width, packed, [&](int, float v) { squares += v * v; }, x_row);
     const float r = 1.0f / sqrtf(warp_sum(squares) / width + eps);
-    map_range(lane, 32, width, packed, y + row * width, [&](int, float v, float w) { return v * r * w; }, x_row, weight);
+    map_range(lane, 32, width, packed, y + row * width, [&](int, float v, float w) { return v * r * w; }, x_row,
+              weight);
     if (lane == 0 && rstd != nullptr) rstd[row] = r;
 }
 

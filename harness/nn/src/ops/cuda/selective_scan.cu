@@ -1,6 +1,7 @@
 // Mamba's selective scan (Gu and Dao 2023): x_t = exp(step_t A) x_{t-1} + step_t B_t u_t, y_t = C_t x_t + skip u_t, for
-// every channel and its up to 16 states, with step = softplus(delta + bias) and A = -exp(a_log). Kept for backward: the inputs and the states before every chunk of 32 steps,
-// 64 bytes a channel and chunk; the states in between are computed again and stay in registers.
+// every channel and its up to 16 states, with step = softplus(delta + bias) and A = -exp(a_log). Kept for backward: the
+// inputs and the states before every chunk of 32 steps, 64 bytes a channel and chunk; the states in between are computed
+// again and stay in registers.
 //
 // Bound by exponentials and, in backward, by the sums over states (shuffles): one thread a state, so that the
 // recurrence itself is one fused multiply-add a step.
@@ -43,6 +44,7 @@ __device__ __forceinline__ void read_steps(Steps& to, const T* from, int first, 
 
 template <typename T>
 __device__ __forceinline__ void write_steps(T* to, const Steps& from, int first, int length, int channels) {
+#pragma unroll 1
     for (int i = threadIdx.x; i < MAMBA_CHUNK * MAMBA_CHANNELS; i += MAMBA_THREADS) {
         const int l = i / MAMBA_CHANNELS, c = i % MAMBA_CHANNELS, channel = blockIdx.x * MAMBA_CHANNELS + c;
         if (first + l < length && channel < channels) {
@@ -135,7 +137,8 @@ __device__ __forceinline__ void selective_scan_backward(const T* dy, const T* u,
 #pragma unroll
         for (int l = 0; l < MAMBA_CHUNK; ++l) {
             const float step = delta_tile[l][c];
-            x[l] = exp2f(step * (rate * MAMBA_LOG2_E)) * (l == 0 ? start : x[l == 0 ? 0 : l - 1]) + step * u_tile[l][c] * b_tile[l][n];
+            const float before = l == 0 ? start : x[l == 0 ? 0 : l - 1];
+            x[l] = exp2f(step * (rate * MAMBA_LOG2_E)) * before + step * u_tile[l][c] * b_tile[l][n];
         }
 #pragma unroll
         for (int l = MAMBA_CHUNK - 1; l >= 0; --l) {
