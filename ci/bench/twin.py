@@ -48,8 +48,10 @@ def read(path):
 def packed(model, weights):
     """Where the model has one layer `kv` (or `qkv`) for several of the other side, their weights one after the other."""
     for name in model.state_dict():
+        if name in weights:
+            continue
         *path, layer, kind = name.split(".")
-        if name not in weights and len(layer) > 1 and set(layer) <= set("qkv"):
+        if len(layer) > 1 and set(layer) <= set("qkv"):
             weights[name] = torch.cat([weights.pop(".".join([*path, part, kind])) for part in layer])
     return weights
 
