@@ -57,7 +57,14 @@ pub trait Workload: Sync {
 
     /// How the parameters are updated: AdamW of Brown et al. 2020, without clipping.
     fn optimiser(&self) -> Options {
-        Options { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip_norm: f64::INFINITY }
+        Options {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: f64::INFINITY,
+            groups: Vec::new(),
+        }
     }
 
     /// Learning rate of every step.

@@ -22,7 +22,14 @@ fn adamw(c: &mut Criterion) {
         for (i, rows) in rows.enumerate() {
             parameters.builder().get_with_hints((rows, width), &i.to_string(), init).unwrap();
         }
-        let options = Options { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip_norm: 1.0 };
+        let options = Options {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+            groups: Vec::new(),
+        };
         let mut optimiser = AdamW::new(&parameters, options).unwrap();
         let loss = Tensor::new(1f32, &Device::Cpu).unwrap();
         let gradients = Gradients::default();

@@ -20,6 +20,8 @@ const WINDOW: usize = 16;
 /// The optimiser and its state: two moments of every parameter.
 pub struct AdamW {
     parameters: Vec<Parameter>,
+    /// Which group each of them is in; groups begin with the one of all that no other names.
+    membership: Vec<usize>,
     state: State,
     /// Steps taken.
     step: u64,
@@ -37,7 +39,7 @@ enum State {
 }
 
 /// What stays the same over a run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Decay of the first moment.
     pub beta1: f64,
@@ -49,6 +51,33 @@ pub struct Options {
     pub weight_decay: f64,
     /// Largest global gradient norm.
     pub clip_norm: f64,
+    /// Parameters that are trained in another way; the first group that names one counts.
+    pub groups: Vec<Group>,
+}
+
+/// Parameters with a learning rate or a decay of their own.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Parts between the dots of their names, e.g. `bias`.
+    pub parameters: Vec<String>,
+    /// Their learning rate as a multiple of the others'.
+    pub relative_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+impl Options {
+    /// The group of a parameter: 0 for what no group names, else a number counted from 1.
+    fn group_of(&self, name: &str) -> usize {
+        let named = |group: &Group| name.split('.').any(|part| group.parameters.iter().any(|p| p == part));
+        self.groups.iter().position(named).map_or(0, |place| place + 1)
+    }
+
+    /// Relative learning rate and decay of every group, beginning with the one of all others.
+    fn rates(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+        let others = std::iter::once((1.0, self.weight_decay));
+        others.chain(self.groups.iter().map(|group| (group.relative_rate, group.weight_decay)))
+    }
 }
 
 /// What an optimiser step saw.
@@ -71,14 +100,18 @@ impl AdamW {
         let all = parameters.trained();
         let state = match parameters.device() {
             #[cfg(feature = "cuda")]
-            Device::Cuda(_) => State::Device(replica_nn::adamw::DeviceAdamW::new(all.clone(), WINDOW)?),
+            Device::Cuda(_) => {
+                let groups = options.groups.len() + 1;
+                State::Device(replica_nn::adamw::DeviceAdamW::new(all.clone(), groups, WINDOW)?)
+            }
             _ => {
                 let zeros =
                     |p: &Parameter| (vec![0.0; p.master.elem_count()], vec![0.0; p.master.elem_count()]);
                 State::Host { moments: all.iter().map(zeros).collect(), unread: Vec::new() }
             }
         };
-        Ok(Self { parameters: all, state, step: 0, options })
+        let membership = all.iter().map(|p| options.group_of(&p.name)).collect();
+        Ok(Self { parameters: all, membership, state, step: 0, options })
     }
 
     /// One step: norm, clipping, update. The gradients are cleared. `loss` is what they are the gradients of.
@@ -102,8 +135,10 @@ impl AdamW {
                     self.step += 1;
                     // torch.nn.utils.clip_grad_norm_
                     let clip = (self.options.clip_norm / (norm + 1e-6)).min(1.0);
-                    let update = Update::new(self.options, learning_rate, self.step, clip);
-                    for ((p, grad), (m, v)) in self.parameters.iter().zip(&grads).zip(moments) {
+                    let updates = Update::of_groups(&self.options, learning_rate, self.step, clip);
+                    let members = self.parameters.iter().zip(&self.membership);
+                    for (((p, group), grad), (m, v)) in members.zip(&grads).zip(moments) {
+                        let update = &updates[*group];
                         slice::<f32, _>(grad, |g| {
                             slice_mut::<f32>(&p.master, |p| update.apply(p, g, m, v))
                         })??;
@@ -118,19 +153,20 @@ impl AdamW {
             #[cfg(feature = "cuda")]
             State::Device(device) => {
                 self.step += 1;
-                let update = Update::new(self.options, learning_rate, self.step, 1.0);
-                let rates = replica_nn::adamw::Rates {
+                let updates = Update::of_groups(&self.options, learning_rate, self.step, 1.0);
+                let rates = |update: &Update| replica_nn::adamw::Rates {
                     step_size: update.step_size,
                     inverse_root_correction: update.inverse_root_correction,
                     decay: update.decay,
                 };
+                let rates: Vec<_> = updates.iter().map(rates).collect();
                 let constants = replica_nn::adamw::Constants {
-                    beta1: update.beta1,
-                    beta2: update.beta2,
-                    eps: update.eps,
+                    beta1: self.options.beta1 as f32,
+                    beta2: self.options.beta2 as f32,
+                    eps: self.options.eps as f32,
                     clip_norm: self.options.clip_norm as f32,
                 };
-                device.step(&grads, loss, rates, constants)
+                device.step(&grads, loss, &self.membership, &rates, constants)
             }
         }
     }
@@ -244,7 +280,15 @@ struct Update {
 }
 
 impl Update {
-    fn new(options: Options, learning_rate: f64, step: u64, clip: f64) -> Self {
+    /// Of every group.
+    fn of_groups(options: &Options, learning_rate: f64, step: u64, clip: f64) -> Vec<Self> {
+        let new = |(relative_rate, weight_decay): (f64, f64)| {
+            Self::new(options, learning_rate * relative_rate, weight_decay, step, clip)
+        };
+        options.rates().map(new).collect()
+    }
+
+    fn new(options: &Options, learning_rate: f64, weight_decay: f64, step: u64, clip: f64) -> Self {
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         Self {
             beta1: options.beta1 as f32,
@@ -252,7 +296,7 @@ impl Update {
             inverse_root_correction: (1.0 / correction(options.beta2).sqrt()) as f32,
             step_size: (learning_rate / correction(options.beta1)) as f32,
             eps: options.eps as f32,
-            decay: (1.0 - learning_rate * options.weight_decay) as f32,
+            decay: (1.0 - learning_rate * weight_decay) as f32,
             clip: clip as f32,
         }
     }
@@ -301,7 +345,20 @@ mod tests {
     }
 
     fn options() -> Options {
-        Options { beta1: 0.9, beta2: 0.95, eps: 1e-5, weight_decay: 0.1, clip_norm: 1.0 }
+        Options { beta1: 0.9, beta2: 0.95, eps: 1e-5, weight_decay: 0.1, clip_norm: 1.0, groups: vec![] }
+    }
+
+    /// The first step moves every weight by its group's learning rate and decay.
+    #[test]
+    fn a_group_has_its_own_rate_and_decay() {
+        let parameters = parameters();
+        let group = Group { parameters: vec!["w".into()], relative_rate: 0.5, weight_decay: 0.0 };
+        let options = Options { groups: vec![group], ..options() };
+        assert_eq!(["w", "layer.w.part", "layer.weight"].map(|n| options.group_of(n)), [1, 1, 0]);
+        let mut optimiser = AdamW::new(&parameters, options).unwrap();
+        step(&mut optimiser, &parameters, [3.0, -4.0]);
+        let w: Vec<f32> = parameters.get("w").unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        assert!((w[0] - 0.995).abs() < 1e-6 && (w[1] + 1.995).abs() < 1e-6, "{w:?}");
     }
 
     /// In the first step m / sqrt(v) is the gradient's sign, so the update is known in closed form.

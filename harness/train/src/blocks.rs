@@ -1,12 +1,12 @@
-//! A token stream cut into blocks, and the order in which they are seen.
+//! A token stream cut into blocks.
 
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use rand::Rng;
-use replica_core::Seed;
 use replica_nn::Staging;
 use replica_nn::ops::IGNORE;
+
+use crate::examples::Examples;
 
 /// Token blocks of equal length. Clones share the tokens.
 #[derive(Clone, Debug)]
@@ -65,12 +65,16 @@ impl Blocks {
     pub fn batch(&self, indices: &[usize], device: &Device) -> Result<Batch> {
         self.staged(indices, &mut Staging::new(device))
     }
+}
 
-    /// As [`Blocks::batch`], without waiting for the device.
-    ///
-    /// # Errors
-    /// A device failed.
-    pub fn staged(&self, indices: &[usize], staging: &mut Staging) -> Result<Batch> {
+impl Examples for Blocks {
+    type Batch = Batch;
+
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn staged(&self, indices: &[usize], staging: &mut Staging) -> Result<Batch> {
         let shape = (indices.len(), self.seq_len);
         let ids: Vec<u32> = indices.iter().flat_map(|&b| self.block(b).iter().copied()).collect();
         let next = |block: &[u32]| {
@@ -81,59 +85,11 @@ impl Blocks {
         let labels: Vec<i64> = indices.iter().flat_map(|&b| next(self.block(b))).collect();
         Ok(Batch { ids: staging.send(ids, shape)?, labels: staging.send(labels, shape)? })
     }
-
-    /// The blocks of training step `step`: every epoch is a new permutation of all blocks, drawn from the
-    /// seed's `data-order` stream, so the order is a function of seed and step.
-    pub fn order(&self, seed: Seed, batch_size: usize) -> impl FnMut(u64) -> Vec<usize> + '_ {
-        let mut current: Option<(u64, Vec<usize>)> = None;
-        move |step| {
-            let first = step * batch_size as u64;
-            (first..first + batch_size as u64)
-                .map(|position| {
-                    let (epoch, within) = (position / self.len() as u64, position % self.len() as u64);
-                    if current.as_ref().is_none_or(|(e, _)| *e != epoch) {
-                        current = Some((epoch, permutation(self.len(), seed, epoch)));
-                    }
-                    current.as_ref().map_or(0, |(_, order)| order[within as usize])
-                })
-                .collect()
-        }
-    }
-}
-
-/// Fisher and Yates.
-fn permutation(n: usize, seed: Seed, epoch: u64) -> Vec<usize> {
-    let mut rng = seed.named_stream("data-order", &epoch.to_string());
-    let mut order: Vec<usize> = (0..n).collect();
-    for i in (1..n).rev() {
-        // the bias of a 64-bit remainder is below n / 2^64
-        order.swap(i, (rng.next_u64() % (i as u64 + 1)) as usize);
-    }
-    order
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn every_epoch_sees_every_block_once(n in 1usize..40, batch in 1usize..7, seed: u64) {
-            let blocks = Blocks::new((0..n as u32 * 3 + 2).collect::<Vec<_>>(), 3);
-            prop_assert_eq!(blocks.len(), n);
-            let mut order = blocks.order(Seed(seed), batch);
-            let seen: Vec<usize> = (0..(2 * n).div_ceil(batch) as u64).flat_map(&mut order).collect();
-            for epoch in seen.chunks_exact(n).take(2) {
-                let mut sorted = epoch.to_vec();
-                sorted.sort_unstable();
-                prop_assert_eq!(sorted, (0..n).collect::<Vec<_>>());
-            }
-            // any step can be asked for without the ones before it
-            let step = seen.len() as u64 / batch as u64 / 2;
-            prop_assert_eq!(blocks.order(Seed(seed), batch)(step), seen[step as usize * batch..][..batch].to_vec());
-        }
-    }
 
     #[test]
     fn labels_are_the_next_ids_within_the_block() {

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use replica_nn::{Staging, Value};
 
 use crate::blocks::Blocks;
+use crate::examples::Examples;
 
 /// Mean negative log-likelihood over all predicted positions.
 #[derive(Clone, Copy, Debug, PartialEq)]

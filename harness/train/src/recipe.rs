@@ -3,6 +3,8 @@
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
+use crate::adamw::{Group, Options};
+
 /// The number format a model computes with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -46,6 +48,10 @@ pub struct Recipe {
     pub steps: u64,
     /// Sequences a step.
     pub batch_size: usize,
+    /// Parts a step's batch is cut into, one after the other, to need less memory; their gradients add up. The loss is
+    /// the mean of the parts' means.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub micro_batches: usize,
     /// Tokens a sequence.
     pub seq_len: usize,
     /// Peak learning rate.
@@ -62,34 +68,85 @@ pub struct Recipe {
     pub weight_decay: f64,
     /// Largest global gradient norm; larger gradients are scaled down to it.
     pub clip_norm: f64,
+    /// Parameters with a learning rate or a decay of their own; the first group that names one counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<ParameterGroup>,
     /// Steps between validations; there is always one at the end.
     pub eval_every: u64,
     /// Blocks of each evaluation set that are used, evenly spread; 0 for all.
     pub eval_blocks: usize,
 }
 
+/// Parameters that are trained differently from the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParameterGroup {
+    /// Parts between the dots of their names, e.g. `bias` or `A_imag`. A name no parameter has is no error: hosts of one
+    /// comparison have different parameters.
+    pub parameters: Vec<String>,
+    /// Peak learning rate, if not the recipe's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Decoupled weight decay, if not the recipe's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
+}
+
 impl Recipe {
+    /// The optimiser's part.
+    pub fn optimiser(&self) -> Options {
+        let group = |group: &ParameterGroup| Group {
+            parameters: group.parameters.clone(),
+            relative_rate: group.learning_rate.map_or(1.0, |rate| rate / self.learning_rate),
+            weight_decay: group.weight_decay.unwrap_or(self.weight_decay),
+        };
+        Options {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            clip_norm: self.clip_norm,
+            groups: self.groups.iter().map(group).collect(),
+        }
+    }
+
     /// What makes no sense, as "key = value: what is allowed".
     pub fn problem(&self) -> Option<String> {
+        let own_rates = self.groups.iter().filter_map(|g| Some(("groups.learning_rate", g.learning_rate?)));
         let positive =
             [("learning_rate", self.learning_rate), ("eps", self.eps), ("clip_norm", self.clip_norm)];
-        if let Some((key, value)) = positive.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
+        if let Some((key, value)) =
+            positive.into_iter().chain(own_rates).find(|(_, v)| !(v.is_finite() && *v > 0.0))
+        {
             return Some(format!("{key} = {value}: a finite number above 0 is expected"));
         }
         let fractions = [("beta1", self.beta1), ("beta2", self.beta2)];
         if let Some((key, value)) = fractions.into_iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
             return Some(format!("{key} = {value}: a number in [0, 1) is expected"));
         }
-        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
-            return Some(format!(
-                "weight_decay = {}: a finite number, 0 or more, is expected",
-                self.weight_decay
-            ));
+        let own_decays = self.groups.iter().filter_map(|g| Some(("groups.weight_decay", g.weight_decay?)));
+        let mut decays = std::iter::once(("weight_decay", self.weight_decay)).chain(own_decays);
+        if let Some((key, value)) = decays.find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
+            return Some(format!("{key} = {value}: a finite number, 0 or more, is expected"));
         }
         let counts =
             [("steps", self.steps), ("batch_size", self.batch_size as u64), ("eval_every", self.eval_every)];
         if let Some((key, _)) = counts.into_iter().find(|(_, v)| *v == 0) {
             return Some(format!("{key} = 0: at least 1 is expected"));
+        }
+        if self.micro_batches == 0 || !self.batch_size.is_multiple_of(self.micro_batches) {
+            return Some(format!(
+                "micro_batches = {}: a divisor of batch_size = {} is expected",
+                self.micro_batches, self.batch_size
+            ));
         }
         if self.seq_len < 2 {
             return Some(format!(

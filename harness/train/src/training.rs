@@ -1,4 +1,4 @@
-//! The training loop of a language model.
+//! The training loop.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
@@ -10,16 +10,17 @@ use replica_nn::ops::Dropout;
 use replica_nn::{Gradients, Parameters, Staging, Tape, Value};
 use serde::{Deserialize, Serialize};
 
-use crate::adamw::{AdamW, Options, Outcome};
-use crate::blocks::Blocks;
+use crate::adamw::{AdamW, Outcome};
 use crate::checkpoint;
+use crate::examples::{self, Examples};
 use crate::recipe::Recipe;
 use crate::schedule::learning_rate;
 
 /// What a training run wrote down.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Log {
-    /// `train_loss` (mean since the point before) and `valid_loss`, over tokens.
+    /// `train_loss` (mean since the point before) and what the validations measured, over tokens or what else the
+    /// examples count.
     pub curves: BTreeMap<String, Curve>,
     /// Bits of loss and gradient norm of every step.
     pub trace: Trace,
@@ -34,12 +35,12 @@ pub struct Log {
 }
 
 impl Log {
-    fn point(&mut self, name: &str, tokens: u64, y: f64) {
+    fn point(&mut self, name: &str, (seen, unit): (u64, &str), y: f64) {
         let curve = self
             .curves
             .entry(name.to_owned())
-            .or_insert_with(|| Curve { x_label: "tokens".to_owned(), ..Curve::default() });
-        curve.x.push(tokens as f64);
+            .or_insert_with(|| Curve { x_label: unit.to_owned(), ..Curve::default() });
+        curve.x.push(seen as f64);
         curve.y.push(y);
     }
 
@@ -81,36 +82,26 @@ impl Log {
     }
 }
 
-/// Trains `parameters` in place. `loss(ids, labels, dropout)` is the mean over a batch's predicted positions;
-/// `validate` is the validation loss now, in nats a token.
+/// Trains `parameters` in place. `loss(tape, batch, dropout)` is the mean over a batch; `validate` gives named points
+/// on the log's curves, such as `valid_loss`.
 ///
 /// With a checkpoint folder in the context, a run that was killed goes on from its last checkpoint and
 /// computes the same bits as one that was not.
 ///
 /// # Errors
 /// A loss or gradient that is not finite, a stop that was asked for, a checkpoint that cannot be written.
-pub fn train(
+pub fn train<E: Examples>(
     parameters: &Parameters,
     recipe: &Recipe,
-    blocks: &Blocks,
+    data: &E,
     seed: Seed,
     context: &TrialContext,
-    loss: impl Fn(&Value, &Tensor, &Dropout) -> candle_core::Result<Value>,
-    mut validate: impl FnMut() -> candle_core::Result<f64>,
+    loss: impl Fn(&Tape, E::Batch, &Dropout) -> candle_core::Result<Value>,
+    mut validate: impl FnMut() -> candle_core::Result<Vec<(&'static str, f64)>>,
 ) -> Result<Log, TrialError> {
-    let mut optimiser = AdamW::new(
-        parameters,
-        Options {
-            beta1: recipe.beta1,
-            beta2: recipe.beta2,
-            eps: recipe.eps,
-            weight_decay: recipe.weight_decay,
-            clip_norm: recipe.clip_norm,
-        },
-    )
-    .map_err(TrialError::failed)?;
+    let mut optimiser = AdamW::new(parameters, recipe.optimiser()).map_err(TrialError::failed)?;
     let mut log = resume(parameters, &mut optimiser, context)?.unwrap_or_default();
-    let mut order = blocks.order(seed, recipe.batch_size);
+    let mut order = examples::order(seed, data.count(), recipe.batch_size);
     let dropout_key = seed.counter_key("dropout");
     let gradients = Gradients::default();
     // our choice: a run loses at most a twentieth of its work
@@ -127,13 +118,26 @@ pub fn train(
             save(parameters, &optimiser, &log, context)?;
             return Err(TrialError::Interrupted);
         }
-        let batch = blocks.staged(&order(step), &mut staging).map_err(TrialError::failed)?;
-        let tape = Tape::new(&gradients);
-        let loss = loss(&tape.constant(batch.ids), &batch.labels, &Dropout::new(dropout_key, step))
+        let parts = recipe.micro_batches as u64;
+        let part_loss = |(part, indices): (u64, &[usize])| {
+            let tape = Tape::new(&gradients);
+            let batch = data.staged(indices, &mut staging)?;
+            let mut loss = loss(&tape, batch, &Dropout::new(dropout_key, step * parts + part))?;
+            if parts > 1 {
+                loss = loss.scale(1.0 / parts as f64)?;
+            }
+            tape.backward(&loss)?;
+            Ok(loss.tensor().clone())
+        };
+        let indices = order(step);
+        let loss = (0..parts)
+            .zip(indices.chunks(recipe.batch_size / recipe.micro_batches))
+            .map(part_loss)
+            .reduce(|sum, part| sum? + part?)
+            .unwrap_or_else(|| candle_core::bail!("a step without examples"))
             .map_err(TrialError::failed)?;
-        tape.backward(&loss).map_err(TrialError::failed)?;
         let rate = learning_rate(recipe.learning_rate, recipe.warmup_steps, recipe.steps, step);
-        optimiser.step(&gradients, rate, loss.tensor()).map_err(TrialError::failed)?;
+        optimiser.step(&gradients, rate, &loss).map_err(TrialError::failed)?;
         step += 1;
 
         let evaluate = step.is_multiple_of(recipe.eval_every) || step == recipe.steps;
@@ -143,11 +147,12 @@ pub fn train(
         }
         log.read(&mut optimiser, recipe, context, started)?;
         if evaluate {
-            let tokens = step * recipe.tokens_a_step();
+            let seen = (step * recipe.tokens_a_step(), E::UNIT);
             let (sum, n) = std::mem::take(&mut log.pending);
-            log.point("train_loss", tokens, sum / n as f64);
-            let valid = validate().map_err(TrialError::failed)?;
-            log.point("valid_loss", tokens, valid);
+            log.point("train_loss", seen, sum / n as f64);
+            for (name, value) in validate().map_err(TrialError::failed)? {
+                log.point(name, seen, value);
+            }
         }
         if checkpoint {
             save(parameters, &optimiser, &log, context)?;

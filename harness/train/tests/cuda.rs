@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use replica_core::trial;
 use replica_nn::{Gradients, Parameters, Tape, accelerator};
 use replica_train::AdamW;
-use replica_train::adamw::{Options, Outcome};
+use replica_train::adamw::{Group, Options, Outcome};
 
 /// The first GPU, or nothing and a line that says why. It goes past the test harness, which would swallow it.
 fn gpu() -> Option<Device> {
@@ -23,7 +23,11 @@ fn gpu() -> Option<Device> {
     }
 }
 
-const OPTIONS: Options = Options { beta1: 0.9, beta2: 0.95, eps: 1e-5, weight_decay: 0.1, clip_norm: 1.0 };
+/// `b` follows the main rate, `a` has a group of its own.
+fn options() -> Options {
+    let group = Group { parameters: vec!["a".to_owned()], relative_rate: 0.5, weight_decay: 0.0 };
+    Options { beta1: 0.9, beta2: 0.95, eps: 1e-5, weight_decay: 0.1, clip_norm: 1.0, groups: vec![group] }
+}
 
 fn parameters(dtype: DType, device: &Device) -> Parameters {
     let values = |n: usize| (0..n).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect::<Vec<_>>();
@@ -49,7 +53,7 @@ fn step(optimiser: &mut AdamW, parameters: &Parameters, x: [f32; 3], rate: f64) 
 
 fn trained(dtype: DType, device: &Device) -> (Parameters, AdamW, Vec<Outcome>) {
     let parameters = parameters(dtype, device);
-    let mut optimiser = AdamW::new(&parameters, OPTIONS).unwrap();
+    let mut optimiser = AdamW::new(&parameters, options()).unwrap();
     let mut outcomes = Vec::new();
     for i in 0..20 {
         let i = i as f32;
@@ -112,7 +116,7 @@ fn masters_are_single_precision_and_copies_follow() {
 fn a_gradient_that_is_not_finite_is_named_later() {
     let Some(gpu) = gpu() else { return };
     let parameters = parameters(DType::F32, &gpu);
-    let mut optimiser = AdamW::new(&parameters, OPTIONS).unwrap();
+    let mut optimiser = AdamW::new(&parameters, options()).unwrap();
     let weights = || host(parameters.all()[0].1.as_tensor());
     step(&mut optimiser, &parameters, [1.0, 1.0, 1.0], 0.01);
     let before = weights();

@@ -106,8 +106,8 @@ impl<'a> Run<'a> {
             &self.train_blocks,
             self.seed,
             context,
-            |ids, labels, dropout| self.model.loss(ids, labels, Some(dropout)),
-            || Ok(self.evaluate(&self.corpus.valid)?.mean_nll),
+            |tape, batch, dropout| self.model.loss(&tape.constant(batch.ids), &batch.labels, Some(dropout)),
+            || Ok(vec![("valid_loss", self.evaluate(&self.corpus.valid)?.mean_nll)]),
         )
     }
 

@@ -114,6 +114,7 @@ fn trained(device: &Device, dtype: Precision, learning_rate: f64) -> Result<Log,
         dtype,
         steps: 40,
         batch_size: 8,
+        micro_batches: 1,
         seq_len: 72,
         learning_rate,
         warmup_steps: 4,
@@ -122,6 +123,7 @@ fn trained(device: &Device, dtype: Precision, learning_rate: f64) -> Result<Log,
         eps: 1e-5,
         weight_decay: 0.1,
         clip_norm: 1.0,
+        groups: Vec::new(),
         // beside the window in which a GPU's steps are read
         eval_every: 25,
         eval_blocks: 0,
@@ -140,8 +142,11 @@ fn trained(device: &Device, dtype: Precision, learning_rate: f64) -> Result<Log,
         &blocks,
         Seed(1),
         &context,
-        |ids, labels, dropout| model.loss(ids, labels, Some(dropout)),
-        || Ok(evaluate(&blocks, 8, device, |ids, labels| model.loss(ids, labels, None))?.mean_nll),
+        |tape, batch, dropout| model.loss(&tape.constant(batch.ids), &batch.labels, Some(dropout)),
+        || {
+            let valid = evaluate(&blocks, 8, device, |ids, labels| model.loss(ids, labels, None))?;
+            Ok(vec![("valid_loss", valid.mean_nll)])
+        },
     )
 }
 

@@ -307,6 +307,7 @@ fn training(case: &Case, tally: &mut Tally) {
         eps: number("eps"),
         weight_decay: number("weight_decay"),
         clip_norm: number("max_grad_norm"),
+        groups: Vec::new(),
     };
     let mut optimiser = AdamW::new(&parameters, options).unwrap();
     let gradients = Gradients::default();

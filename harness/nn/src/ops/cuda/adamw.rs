@@ -24,7 +24,7 @@ pub struct DeviceAdamW {
     clips: Tensor,
     /// `[window]`
     losses: Tensor,
-    /// Step size, 1 / sqrt of the second moment's correction, decay.
+    /// `[groups, 3]`: step size, 1 / sqrt of the second moment's correction, decay.
     rates: Tensor,
 }
 
@@ -35,7 +35,7 @@ struct Slot {
     squares: Range<usize>,
 }
 
-/// The numbers of a step that change with it.
+/// The numbers of a step that change with it, for one group of parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
     /// Learning rate / (1 - beta1^t).
@@ -71,11 +71,12 @@ pub struct Outcome {
 }
 
 impl DeviceAdamW {
-    /// Zero moments for parameters that are all on one GPU. Outcomes of at most `window` steps are kept.
+    /// Zero moments for parameters that are all on one GPU and have `groups` different rates. Outcomes of at most
+    /// `window` steps are kept.
     ///
     /// # Errors
     /// A parameter is not on a GPU, or its memory is full.
-    pub fn new(parameters: Vec<Parameter>, window: usize) -> Result<Self> {
+    pub fn new(parameters: Vec<Parameter>, groups: usize, window: usize) -> Result<Self> {
         let Some(first) = parameters.first() else { bail!("there are no parameters to train") };
         let gpu = Gpu::of(first.master.as_tensor())?;
         let mut total = 0;
@@ -97,7 +98,7 @@ impl DeviceAdamW {
             squares: gpu.zeros((window, total), DType::F32)?,
             clips: gpu.zeros((window, 3), DType::F32)?,
             losses: gpu.zeros(window, DType::F32)?,
-            rates: gpu.zeros(3, DType::F32)?,
+            rates: gpu.zeros((groups, 3), DType::F32)?,
             gpu,
             slots,
             total,
@@ -107,14 +108,28 @@ impl DeviceAdamW {
     }
 
     /// One step: norm, clipping, update of the weights and of the copies the model computes with. `gradients` are
-    /// float32, in the order of the parameters; `loss` is a float32 scalar.
+    /// float32, in the order of the parameters, and `membership` says in the same order whose of the `rates` count;
+    /// `loss` is a float32 scalar.
     ///
     /// # Errors
-    /// As many steps as fit in the window have not been read, or a device failed.
-    pub fn step(&mut self, gradients: &[Tensor], loss: &Tensor, rates: Rates, with: Constants) -> Result<()> {
-        if self.taken == self.window || gradients.len() != self.slots.len() {
+    /// As many steps as fit in the window have not been read, numbers of anything that do not fit each other, or a
+    /// device failed.
+    pub fn step(
+        &mut self,
+        gradients: &[Tensor],
+        loss: &Tensor,
+        membership: &[usize],
+        rates: &[Rates],
+        with: Constants,
+    ) -> Result<()> {
+        let slots = self.slots.len();
+        if self.taken == self.window || gradients.len() != slots || membership.len() != slots {
             let (n, unread) = (gradients.len(), self.taken);
-            bail!("{n} gradients for {} parameters after {unread} unread steps", self.slots.len());
+            bail!("{n} gradients for {slots} parameters after {unread} unread steps");
+        }
+        let groups = self.rates.dim(0)?;
+        if rates.len() != groups || membership.iter().any(|group| *group >= groups) {
+            bail!("{} rates for {groups} groups of parameters", rates.len());
         }
         if loss.dtype() != DType::F32 || loss.elem_count() != 1 {
             bail!("a float32 scalar is expected as a loss, got {loss:?}");
@@ -135,9 +150,9 @@ impl DeviceAdamW {
         }
         let one = Grid { blocks: (1, 1, 1), threads: 256, shared: 0 };
         launch!(gpu, "adamw", "clip_f32", one, squares, int(self.total)?, with.clip_norm, clip)?;
-        let words = [rates.step_size, rates.inverse_root_correction, rates.decay].map(f32::to_bits);
-        gpu.write(address(&self.rates)?, &words)?;
-        for (slot, gradient) in self.slots.iter().zip(gradients) {
+        let words = |r: &Rates| [r.step_size, r.inverse_root_correction, r.decay].map(f32::to_bits);
+        gpu.write(address(&self.rates)?, &rates.iter().flat_map(words).collect::<Vec<_>>())?;
+        for ((slot, gradient), group) in self.slots.iter().zip(gradients).zip(membership) {
             let n = slot.parameter.master.elem_count();
             launch!(
                 gpu,
@@ -150,7 +165,7 @@ impl DeviceAdamW {
                 address(gradient)?,
                 slot.parameter.copy().map_or(Ok(Address::NULL), address)?,
                 n,
-                address(&self.rates)?,
+                address(&self.rates)?.offset(3 * group, size_of::<f32>()),
                 clip,
                 with.beta1,
                 with.beta2,
