@@ -35,6 +35,7 @@ mod split;
 mod status;
 pub mod tasks;
 mod text;
+mod tokenized;
 mod tokenizer;
 mod unit;
 
@@ -49,5 +50,6 @@ pub use status::{
 };
 pub use tasks::{Batch, Coding, Inputs, SequenceTask, Sequences, TaskSpec};
 pub use text::{DataFile, TextDataset};
+pub use tokenized::TokenizedText;
 pub use tokenizer::{Tokenizer, TokenizerSpec};
 pub use unit::{Unit, bucket, split_units};
