@@ -88,6 +88,8 @@ struct Study {
 #[serde(deny_unknown_fields)]
 struct Run {
     host: String,
+    /// What the experiment's id calls the host, if not its id.
+    name: Option<String>,
     variants: Vec<String>,
     /// Instead of the study's.
     model: Option<Shape>,
@@ -398,7 +400,7 @@ impl Study {
         };
         let variants: Vec<Variant> = run.variants.iter().map(variant).collect::<Result<_, String>>()?;
         Ok(Experiment {
-            id: format!("{}-{}", self.id, run.host),
+            id: format!("{}-{}", self.id, run.name.as_ref().unwrap_or(&run.host)),
             title: format!("{}: {}", self.title, host.label),
             method: self.method.clone(),
             metrics: data.metrics(matches!(host.model, HostConfig::S5 { .. })),
