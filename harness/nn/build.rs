@@ -1,4 +1,5 @@
-//! With feature `cuda`: compiles `src/ops/cuda/*.cu` to PTX, which the crate embeds. Otherwise nothing.
+//! With feature `cuda`: compiles `src/ops/cuda/*.cu` to PTX, which the crate embeds. With feature `mkl`: links the
+//! static library below `MKLROOT`. Otherwise nothing.
 
 use std::env;
 use std::fmt::Write as _;
@@ -16,19 +17,44 @@ const TOOLKITS: [&str; 4] = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKI
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
-        return;
-    }
-    for variable in TOOLKITS.iter().chain(&["CUDA_COMPUTE_CAP"]) {
-        println!("cargo:rerun-if-env-changed={variable}");
-    }
-    if let Err(problem) = compile_all() {
+    let feature = |name: &str| env::var_os(format!("CARGO_FEATURE_{name}")).is_some();
+    let cuda = || if feature("CUDA") { compile_all() } else { Ok(()) };
+    let mkl = || if feature("MKL") { link_mkl() } else { Ok(()) };
+    if let Err(problem) = cuda().and_then(|()| mkl()) {
         eprintln!("error: {problem}");
         exit(1);
     }
 }
 
+/// The sequential library: our tasks are parallel already.
+fn link_mkl() -> Result<(), String> {
+    println!("cargo:rerun-if-env-changed=MKLROOT");
+    let root =
+        env::var_os("MKLROOT").map(PathBuf::from).unwrap_or_else(|| "/opt/intel/oneapi/mkl/latest".into());
+    let folder = root.join("lib");
+    let libraries = ["mkl_intel_lp64", "mkl_sequential", "mkl_core"];
+    if let Some(missing) =
+        libraries.map(|name| folder.join(format!("lib{name}.a"))).iter().find(|f| !f.exists())
+    {
+        let missing = missing.display();
+        return Err(format!(
+            "feature `mkl`: {missing} does not exist; set MKLROOT to a folder whose lib/ has the static libraries (the \
+             packages mkl-static and mkl-include unpack to one)"
+        ));
+    }
+    println!("cargo:rustc-link-search=native={}", folder.display());
+    // the three need each other, in a circle
+    println!("cargo:rustc-link-arg=-Wl,--start-group");
+    for name in libraries {
+        println!("cargo:rustc-link-lib=static:-bundle={name}");
+    }
+    Ok(())
+}
+
 fn compile_all() -> Result<(), String> {
+    for variable in TOOLKITS.iter().chain(&["CUDA_COMPUTE_CAP"]) {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     let arch = compute_cap()?;
     let nvcc = find_nvcc()?;

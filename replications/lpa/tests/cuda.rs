@@ -87,11 +87,18 @@ fn losses_and_gradients_agree_with_the_cpu() {
             for (dtype, close, same_direction) in [(DType::F32, 1e-5, 1e-6), (DType::BF16, 1e-2, 2e-2)] {
                 let (loss, gradients) = loss_and_gradients(&config, dtype, &gpu);
                 assert!((loss / expected - 1.0).abs() < close, "{dtype:?}: {loss}, {expected} on the CPU");
+                let dot = |x: &[f32], y: &[f32]| {
+                    x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
+                };
+                let whole: f64 = expected_gradients.iter().map(|(_, a)| dot(a, a)).sum();
                 for ((name, a), (_, b)) in expected_gradients.iter().zip(&gradients) {
+                    // a key's bias moves all scores of a query alike: its gradient is 0, and rounding has no direction
+                    if name.ends_with("key_proj.0.bias") {
+                        let negligible = whole * f64::from(close).powi(2);
+                        assert!(dot(a, a) < negligible && dot(b, b) < negligible, "{dtype:?} {name}");
+                        continue;
+                    }
                     // 1 - cosine, and the ratio of lengths
-                    let dot = |x: &[f32], y: &[f32]| {
-                        x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
-                    };
                     let (aa, bb, ab) = (dot(a, a), dot(b, b), dot(a, b));
                     assert!(
                         1.0 - ab / (aa * bb).sqrt() < same_direction,

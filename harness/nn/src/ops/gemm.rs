@@ -8,6 +8,9 @@ use super::panels::{COLUMNS, Panels, Product, STRIP, pack_panel, pack_strips};
 use crate::real::Real;
 use crate::storage::{SharedMut, buffer};
 
+/// Part of a trial's identity: whose products round its sums; empty for our own.
+pub const FOREIGN_PRODUCTS: &str = if cfg!(feature = "mkl") { "mkl" } else { "" };
+
 /// A strided matrix: first element, distance between rows, distance between columns.
 #[derive(Clone, Copy)]
 pub struct Matrix<P> {
@@ -30,7 +33,7 @@ impl<P> Matrix<P> {
 
 /// A pointer that tasks read.
 #[derive(Clone, Copy)]
-struct Shared<T>(*const T);
+pub(super) struct Shared<T>(pub(super) *const T);
 
 // SAFETY: it is only a number; `whole` borrows what it points to.
 unsafe impl<T: Sync> Send for Shared<T> {}
@@ -54,7 +57,7 @@ const HEIGHT: usize = 132;
 /// Products added up before they are written: a panel of the right side of this depth stays in the first-level cache.
 const DEPTH: usize = 256;
 
-/// `dst[m, n] (+)= a[m, k] b[k, n]` by our own kernel: the right side is packed by all threads together, then
+/// `dst[m, n] (+)= a[m, k] b[k, n]` by our own kernel, or by MKL where the feature is on: the right side is packed by all threads together, then
 /// each task computes some rows and columns of the result. How the result is cut into tasks changes no sum.
 ///
 /// # Safety
@@ -74,6 +77,11 @@ unsafe fn by_panels<T: Real>(
             // SAFETY: passed on to the caller.
             unsafe { std::slice::from_raw_parts_mut(dst.0.ptr().add(row * dst.1), n).fill(T::zero()) };
         }
+        return;
+    }
+    #[cfg(feature = "mkl")]
+    // SAFETY: passed on to the caller; all views here lie by rows or are transposes of such.
+    if unsafe { super::mkl::product((m, n, k), dst, accumulate, a, b) } {
         return;
     }
     let mut panels = buffer::<T>(n.div_ceil(COLUMNS) * k * COLUMNS);

@@ -24,6 +24,8 @@ mod glu;
 mod layer_norm;
 mod linear;
 mod low_rank_kernel;
+#[cfg(feature = "mkl")]
+mod mkl;
 mod pair;
 mod panels;
 mod pool;
@@ -45,7 +47,7 @@ pub use diagonal_kernel::{DiagonalKernel, StepTransform};
 pub use diagonal_scan::DiagonalScan;
 pub use discretisation::Discretisation;
 pub use dropout::Dropout;
-pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
+pub use gemm::{FOREIGN_PRODUCTS, matmul_nn, matmul_nt, matmul_tn};
 pub use low_rank_kernel::LowRankKernel;
 pub use rope::RopeTable;
 pub use selective_scan::SelectiveScan;
