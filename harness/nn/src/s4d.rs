@@ -3,6 +3,7 @@
 //! And S4 (Gu et al. 2022, "Efficiently Modeling Long Sequences with Structured State Spaces"), whose state matrix is
 //! diagonal minus a rank-one term.
 
+use std::cell::LazyCell;
 use std::f64::consts::PI;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -212,24 +213,23 @@ fn diagonal(config: S4dConfig, kernel: &VarBuilder) -> Result<DiagonalKernel> {
         bail!("S4D: state {state} must be even, {copies} sets of modes must divide {width} channels");
     }
     let (n, kernels) = (state / 2, if config.bidirectional { 2 } else { 1 });
-    let (real, imaginary, b) = initial_modes(config.modes, state);
-    let repeated = |values: Vec<f64>| move |_: Vec<f64>| values.repeat(copies);
-    // stored positive, and at least 1e-4 as in S4's code
-    let imaginary: Vec<f64> = imaginary.iter().map(|v| v.max(1e-4)).collect();
+    // found only where there are parameters to fill: a builder that only counts asks for none
+    let modes = LazyCell::new(|| initial_modes(config.modes, state));
     let inverse = move |step: f64| match config.transform {
         StepTransform::Exp => step.ln(),
         StepTransform::Softplus => step.max(1e-4).exp_m1().ln(),
     };
-    let zero = candle_nn::init::ZERO;
-    let real = real.iter().map(|r| (-r).ln()).collect();
-    let b = b.into_iter().flat_map(|b| [b, 0.0]).collect();
+    let filled = |name: &str, shape: &[usize], values: &dyn Fn() -> Vec<f64>| {
+        init::computed(kernel, shape, name, candle_nn::init::ZERO, |_| values().repeat(copies))
+    };
     Ok(DiagonalKernel {
         step: init::computed(kernel, (width, 1), "inv_dt", log_uniform(config.steps), |u| {
             u.into_iter().map(|u| inverse(u.exp())).collect()
         })?,
-        a_real: init::computed(kernel, (copies, n), "A_real", zero, repeated(real))?,
-        a_imag: init::computed(kernel, (copies, n), "A_imag", zero, repeated(imaginary))?,
-        b: Some(init::computed(kernel, (1, copies, n, 2), "B", zero, repeated(b))?),
+        a_real: filled("A_real", &[copies, n], &|| modes.0.iter().map(|r| (-r).ln()).collect())?,
+        // stored positive, and at least 1e-4 as in S4's code
+        a_imag: filled("A_imag", &[copies, n], &|| modes.1.iter().map(|v| v.max(1e-4)).collect())?,
+        b: Some(filled("B", &[1, copies, n, 2], &|| modes.2.iter().flat_map(|b| [*b, 0.0]).collect())?),
         c: kernel.get_with_hints((kernels, width, n, 2), "C", complex_normal())?,
         transform: config.transform,
         conjugate: true,

@@ -341,21 +341,18 @@ impl Config {
         }
         let count = |model: &ModelConfig| model.parameters().map_err(|e| e.to_string());
         let wanted = count(&self.model(other, host, shape, (encoder, head), length)?)?;
-        let mut best = (count(&model)?.abs_diff(wanted), model);
-        for width in shape.width + 1..=16 * shape.width {
-            let wider = of_width(width);
-            if wider.problem().is_some() {
-                continue;
-            }
-            let n = count(&wider)?;
-            if n.abs_diff(wanted) < best.0 {
-                best = (n.abs_diff(wanted), wider);
-            }
-            if n >= wanted {
-                break;
-            }
+        // the smallest width with as many parameters, or the one before it if that is nearer
+        let (mut low, mut high) = (shape.width, 16 * shape.width);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            (low, high) = if count(&of_width(middle))? < wanted { (middle + 1, high) } else { (low, middle) };
         }
-        Ok(best.1)
+        let nearest = [low.saturating_sub(1).max(shape.width), low]
+            .map(|width| Ok::<_, String>((count(&of_width(width))?.abs_diff(wanted), width)));
+        let [before, after] = nearest;
+        let (_, width) = before?.min(after?);
+        let wide = of_width(width);
+        wide.problem().map_or(Ok(wide), Err)
     }
 }
 

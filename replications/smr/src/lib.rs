@@ -23,6 +23,7 @@ use replica_core::{
     Digest, Measurements, Paper, Plan, Replication, Scale, TrialContext, TrialError, TrialSpec,
 };
 use replica_datasets::Sources;
+use replica_nn::ops::FOREIGN_PRODUCTS;
 
 pub use host::{Host, HostConfig};
 pub use model::{Model, ModelConfig};
@@ -54,7 +55,7 @@ impl Replication for Smr {
     }
 
     fn code(&self) -> Digest {
-        Digest::of(env!("REPLICA_SOURCE_DIGEST").as_bytes())
+        Digest::of([env!("REPLICA_SOURCE_DIGEST"), FOREIGN_PRODUCTS].concat().as_bytes())
     }
 
     fn plan(&self, scale: Scale, config: Option<&ConfigFile>) -> Result<Plan, PlanError> {
