@@ -15,14 +15,23 @@
 //! # Ok::<(), replica_datasets::Error>(())
 //! ```
 
+mod bytes;
 mod files;
 pub mod images;
 mod listops;
+mod papers;
+pub mod pathfinder;
+mod reviews;
+pub mod scripture;
 mod sequences;
 mod spec;
 
 pub use images::{Cifar10Jpeg, Digits, MnistTest};
 pub use listops::ListOps;
+pub use papers::Aan;
+pub use pathfinder::Pathfinder;
+pub use reviews::Imdb;
+pub use scripture::{SameChapter, Testament, WordOrder};
 pub use sequences::{Batch, Coding, Inputs, SequenceTask, Sequences};
 pub use spec::TaskSpec;
 
@@ -36,15 +45,20 @@ use rand::Rng;
 /// A number below `n`, with a bias of less than n / 2^32.
 ///
 /// Written here and not taken from a library, as published digests depend on it.
-fn below(rng: &mut impl Rng, n: u32) -> u32 {
+fn below(rng: &mut (impl Rng + ?Sized), n: u32) -> u32 {
     ((u64::from(rng.next_u32()) * u64::from(n)) >> 32) as u32
 }
 
 /// A random order of the numbers below `n`.
-fn shuffled(rng: &mut impl Rng, n: usize) -> Vec<usize> {
+fn shuffled(rng: &mut (impl Rng + ?Sized), n: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for last in (1..n).rev() {
         order.swap(last, below(rng, last as u32 + 1) as usize);
     }
     order
+}
+
+/// The longest sequence of any split.
+fn longest(splits: [&Sequences; 3]) -> usize {
+    splits.map(Sequences::max_len).into_iter().max().unwrap_or(0)
 }

@@ -11,8 +11,8 @@ use replica_core::{Digest, Seed};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::below;
 use super::sequences::{Coding, SequenceTask, Sequences, generated};
+use super::{below, longest};
 use crate::Error;
 
 /// Every token at the place of its id. The set is that of the Long Range Arena, the order ours.
@@ -195,7 +195,7 @@ impl ListOps {
             title: "ListOps, generated".to_owned(),
             classes: 10,
             documents: 1,
-            max_len: [&train, &valid, &test].map(Sequences::max_len).into_iter().max().unwrap_or(0),
+            max_len: longest([&train, &valid, &test]),
             train,
             valid,
             test,

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use replica_core::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::{Cifar10Jpeg, Digits, ListOps, MnistTest, SequenceTask};
+use super::{
+    Aan, Cifar10Jpeg, Digits, Imdb, ListOps, MnistTest, Pathfinder, SameChapter, SequenceTask, Testament,
+    WordOrder,
+};
 use crate::{Error, Sources, expected_digests};
 
 /// Which task, with its parameters: `{ kind = "digits", side = 16, seed = 0 }`.
@@ -22,6 +25,18 @@ pub enum TaskSpec {
     /// CIFAR-10 in grey, from a copy in JPEG.
     #[serde(rename = "cifar10-jpeg")]
     Cifar10Jpeg(Cifar10Jpeg),
+    /// One contour or two, drawn.
+    Pathfinder(Pathfinder),
+    /// Film reviews, good or bad.
+    Imdb(Imdb),
+    /// Passages of the Old or the New Testament, embedded.
+    Testament(Testament),
+    /// Words in order or shuffled, embedded.
+    WordOrder(WordOrder),
+    /// Pairs of papers.
+    Aan(Aan),
+    /// Pairs of passages, embedded.
+    SameChapter(SameChapter),
 }
 
 impl TaskSpec {
@@ -35,6 +50,12 @@ impl TaskSpec {
             Self::Digits(digits) => digits.load(sources),
             Self::MnistTest(mnist) => mnist.load(sources),
             Self::Cifar10Jpeg(cifar) => cifar.load(sources),
+            Self::Pathfinder(pathfinder) => pathfinder.generate(),
+            Self::Imdb(imdb) => imdb.load(sources),
+            Self::Testament(testament) => testament.load(sources),
+            Self::WordOrder(order) => order.load(sources),
+            Self::Aan(aan) => aan.load(sources),
+            Self::SameChapter(pairs) => pairs.load(sources),
         }
     }
 
@@ -46,9 +67,15 @@ impl TaskSpec {
     pub fn expected_digests(&self) -> Result<BTreeMap<String, Digest>, Error> {
         let (name, published) = match self {
             Self::ListOps(listops) => ("listops", listops.published_digest()),
+            Self::Pathfinder(pathfinder) => ("pathfinder", pathfinder.published_digest()),
             Self::Digits(_) => return expected_digests("optdigits"),
             Self::MnistTest(_) => return expected_digests("mnist-test"),
             Self::Cifar10Jpeg(_) => return expected_digests("cifar10-jpeg"),
+            Self::Imdb(_) => return expected_digests("imdb"),
+            Self::Aan(_) => return expected_digests("aan"),
+            Self::Testament(_) | Self::WordOrder(_) | Self::SameChapter(_) => {
+                return expected_digests("webster-kjv");
+            }
         };
         let digest = published.and_then(|text| Digest::try_from(text.to_owned()).ok());
         Ok(digest.map(|digest| (name.to_owned(), digest)).into_iter().collect())
