@@ -404,7 +404,7 @@ impl Study {
             variants,
             seeds: self.seeds.clone(),
             tuning: self.tuning.as_ref().map(|search| search.tuning(&recipe)).transpose()?,
-            data: data.digests()?,
+            data: data.digests(),
             exclusive: false,
             on_request: self.on_request,
         })
@@ -432,12 +432,12 @@ impl DataSpec {
         }
     }
 
-    fn digests(&self) -> Result<BTreeMap<String, Digest>, String> {
+    fn digests(&self) -> BTreeMap<String, Digest> {
         match self {
-            Self::Task { task, .. } => task.expected_digests().map_err(|e| e.to_string()),
-            Self::Signals { .. } => Ok(BTreeMap::new()),
             // a file without a published digest is held to that of its first download
-            Self::Text { text, .. } => Ok(expected_digests(text).unwrap_or_default()),
+            Self::Task { task, .. } => task.expected_digests().unwrap_or_default(),
+            Self::Text { text, .. } => expected_digests(text).unwrap_or_default(),
+            Self::Signals { .. } => BTreeMap::new(),
         }
     }
 

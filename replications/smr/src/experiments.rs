@@ -7,7 +7,9 @@ use candle_core::{DType, Device, Result as CandleResult};
 use replica_core::record::{Curve, DataUse};
 use replica_core::trial::Silent;
 use replica_core::{Measurements, Seed, TrialContext, TrialError, TrialSpec, memory};
-use replica_datasets::{SequenceTask, Sources, Split, TaskSpec, TokenizedText, TokenizerSpec, catalogue};
+use replica_datasets::{
+    DataFile, SequenceTask, Sources, Split, TaskSpec, TokenizedText, TokenizerSpec, catalogue,
+};
 use replica_nn::ops::Dropout;
 use replica_nn::{Parameters, Staging, Tape, Value, accelerator};
 use replica_train::{Blocks, Examples, Log, Perplexity, Recipe, evaluate, train};
@@ -362,8 +364,12 @@ fn time(
 
 /// The files of a task, for a record.
 fn task_data(task: &SequenceTask) -> Vec<DataUse> {
-    let licence = catalogue().get(task.name).map_or("generated", |entry| &entry.licence);
-    task.files.iter().map(|file| file.data_use(licence)).collect()
+    let licence = |file: &DataFile| {
+        let dataset = file.name.split('/').next().unwrap_or_default();
+        let entry = [task.name, dataset].into_iter().find_map(|name| catalogue().get(name).ok());
+        entry.map_or("generated", |entry| &entry.licence)
+    };
+    task.files.iter().map(|file| file.data_use(licence(file))).collect()
 }
 
 /// Tasks and texts, made once for all trials.
