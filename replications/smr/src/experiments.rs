@@ -154,7 +154,7 @@ impl<'a> Run<'a> {
             }
             Data::Signals(spec) => {
                 let rmse = self.regress(spec, &Signals::validation(spec))?;
-                Ok(vec![("valid_loss", rmse * rmse), ("valid_rmse", rmse)])
+                Ok(vec![("valid_loss", rmse * rmse)])
             }
             Data::Text(text) => Ok(vec![("valid_loss", self.read(&text.valid)?.mean_nll)]),
         }
