@@ -95,7 +95,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         ("sampling-s4d", "smr"),
         ("sampling-s5", "told"),
         ("sampling-mamba", "smr_scan"),
-        ("digits-s4d", "wide"),
+        ("image-s4d", "wide"),
         ("listops-s4d", "bag"),
         ("language-mamba", "none"),
     ] {
