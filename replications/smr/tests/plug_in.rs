@@ -131,9 +131,9 @@ fn a_bidirectional_host_sees_later_inputs() {
         let host = Host::new(config, None, around(8), parameters.builder()).unwrap();
         let before = input(1, 1, 8);
         let mut after = before.clone();
-        after[7 * WIDTH] += 2.0;
+        after[7 * WIDTH..].iter_mut().for_each(|x| *x += 10.0);
         let run = |x: &[f32]| output(&host.forward(&value(x, 1, 8), None, None).unwrap());
-        assert!(difference_before(&run(&before), &run(&after), 7) > 1e-4, "{config:?}");
+        assert!(difference_before(&run(&before), &run(&after), 7) > 1e-3, "{config:?}");
     }
 }
 
