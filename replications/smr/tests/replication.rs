@@ -84,7 +84,7 @@ fn smoke_agrees_with_its_golden() {
         assert!(failures.is_empty(), "{}:\n{}", path.display(), failures.join("\n"));
     }
     for verdict in &evidence.verdicts {
-        println!("{}: {} ({})", verdict.claim, verdict.outcome, verdict.reason);
+        println!("{}: {:?} ({})", verdict.claim, verdict.outcome, verdict.reason);
     }
 }
 
