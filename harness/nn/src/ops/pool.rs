@@ -35,7 +35,7 @@ fn mean_of_first<T: Real>(x: &Value, lengths: &[usize]) -> Result<Value> {
                 y.iter_mut().zip(x).for_each(|(y, x)| *y += *x);
             }
             let share = T::one() / T::of(*n);
-            y.iter_mut().for_each(|y| *y = *y * share);
+            y.iter_mut().for_each(|y| *y *= share);
         });
     })?;
     let y = tensor(y, (batch, width))?;
