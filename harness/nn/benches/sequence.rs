@@ -108,13 +108,14 @@ fn toeplitz(c: &mut Criterion) {
                         replica_nn::vectorised(
                             #[inline(always)]
                             || {
+                                let add = |to: &mut [f32], factor: f32, from: &[f32]| {
+                                    to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
+                                };
                                 for t in 0..length {
-                                    let rest = length - t;
-                                    for s in 0..rest {
-                                        y[t + s] += k[t] * u[s];
-                                        du[s] += k[t] * dy[t + s];
-                                        dk[s] += u[t] * dy[t + s];
-                                    }
+                                    let (earlier, later) = (length - t, &dy[t..]);
+                                    add(&mut y[t..], k[t], &u[..earlier]);
+                                    add(&mut du[..earlier], k[t], later);
+                                    add(&mut dk[..earlier], u[t], later);
                                 }
                             },
                         );
