@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{Error, Split, croissant};
 
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 14] = [
     ("webster-kjv.json", include_str!("../catalogue/webster-kjv.json")),
     ("ptb.json", include_str!("../catalogue/ptb.json")),
     ("wikitext-103-v1.json", include_str!("../catalogue/wikitext-103-v1.json")),
@@ -16,6 +16,13 @@ const FILES: [(&str, &str); 7] = [
     ("tinyshakespeare.json", include_str!("../catalogue/tinyshakespeare.json")),
     ("war-and-peace.json", include_str!("../catalogue/war-and-peace.json")),
     ("pile-uncopyrighted.json", include_str!("../catalogue/pile-uncopyrighted.json")),
+    ("optdigits.json", include_str!("../catalogue/optdigits.json")),
+    ("mnist-test.json", include_str!("../catalogue/mnist-test.json")),
+    ("cifar10-jpeg.json", include_str!("../catalogue/cifar10-jpeg.json")),
+    ("imdb.json", include_str!("../catalogue/imdb.json")),
+    ("aan.json", include_str!("../catalogue/aan.json")),
+    ("lra-listops-sample.json", include_str!("../catalogue/lra-listops-sample.json")),
+    ("listops-nb2018-test.json", include_str!("../catalogue/listops-nb2018-test.json")),
 ];
 
 /// All data sets, in the order in which they are shown.
@@ -51,7 +58,7 @@ pub struct FileEntry {
     pub name: String,
     /// Where it comes from.
     pub urls: Vec<String>,
-    /// Digest of its content, unpacked where it is gzipped text; none only with `first_use`.
+    /// Digest of its content, unpacked where it is packed; none only with `first_use`.
     pub sha256: Option<Digest>,
     /// Length of the same content, where known.
     pub bytes: Option<u64>,
@@ -90,6 +97,8 @@ pub enum Format {
         /// Reading stops before the first document that would exceed this.
         max_text_bytes: Option<u64>,
     },
+    /// No text: images or labels, which the task that is made from them reads.
+    Binary,
 }
 
 /// A split by position. A boundary is rounded down to a byte, then up to the next character.

@@ -48,6 +48,12 @@ struct Embedded {
     split: Split,
     sha256: Digest,
     bytes: u64,
+    #[serde(default = "text")]
+    format: String,
+}
+
+fn text() -> String {
+    "text".to_owned()
 }
 
 #[derive(Deserialize)]
@@ -101,23 +107,31 @@ fn read(json: &str) -> Result<Entry, String> {
     }
 
     let origins: Vec<String> = dataset.distribution.iter().map(|f| f.content_url.clone()).collect();
-    let mut files: Vec<FileEntry> = dataset
-        .embedded
-        .into_iter()
-        .map(|e| FileEntry {
-            name: e.name,
+    let mut files = Vec::new();
+    for embedded in dataset.embedded {
+        files.push(FileEntry {
+            format: match embedded.format.as_str() {
+                "text" => Format::Text,
+                "binary" => Format::Binary,
+                other => {
+                    let name = &embedded.name;
+                    return Err(format!(
+                        "file `{name}`: `format` is `{other}`; allowed are `text`, `binary`"
+                    ));
+                }
+            },
+            name: embedded.name,
             urls: origins.iter().filter(|url| url.contains(':')).cloned().collect(),
-            sha256: Some(e.sha256),
-            bytes: Some(e.bytes),
-            split: Some(e.split),
+            sha256: Some(embedded.sha256),
+            bytes: Some(embedded.bytes),
+            split: Some(embedded.split),
             percent: None,
-            format: Format::Text,
             folder: None,
             hub: None,
             first_use: false,
             embedded: true,
-        })
-        .collect();
+        });
+    }
     // A file without a format is an origin, such as an archive: named for provenance, never loaded.
     for file in dataset.distribution {
         if let Some(format) = file.format.clone() {
@@ -145,10 +159,11 @@ fn loadable(file: FileObject, format: &str) -> Result<FileEntry, String> {
         "text" => Format::Text,
         "gutenberg" => Format::Gutenberg,
         "parquet" => Format::Parquet { column: column()? },
+        "binary" => Format::Binary,
         "jsonl.zst" => Format::JsonLinesZstd { column: column()?, max_text_bytes: file.max_text_bytes },
         other => {
             return Err(named(&format!(
-                "`replica:format` is `{other}`; allowed are `text`, `gutenberg`, `parquet`, `jsonl.zst`"
+                "`replica:format` is `{other}`; allowed are `text`, `gutenberg`, `parquet`, `jsonl.zst`, `binary`"
             )));
         }
     };

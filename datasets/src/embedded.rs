@@ -1,14 +1,15 @@
-//! The text that the build script put into the binary.
+//! The data that the build script put into the binary.
 
 use std::io::Read;
 
 use flate2::read::GzDecoder;
 
 /// The files, gzipped, by their name in the catalogue.
-const FILES: [(&str, &[u8]); 3] = [
+const FILES: [(&str, &[u8]); 4] = [
     ("webster-kjv.train.txt", include_bytes!(concat!(env!("OUT_DIR"), "/webster-kjv.train.txt.gz"))),
     ("webster-kjv.valid.txt", include_bytes!(concat!(env!("OUT_DIR"), "/webster-kjv.valid.txt.gz"))),
     ("webster-kjv.test.txt", include_bytes!(concat!(env!("OUT_DIR"), "/webster-kjv.test.txt.gz"))),
+    ("optdigits.xy", include_bytes!(concat!(env!("OUT_DIR"), "/optdigits.xy.gz"))),
 ];
 
 /// An embedded file, unpacked; none if there is none of that name.

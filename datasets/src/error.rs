@@ -117,12 +117,29 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A task cannot be made as specified.
+    #[error("task `{task}`: {problem}")]
+    Task {
+        /// Its name.
+        task: &'static str,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
+
     /// A tokenizer cannot be made as specified.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
 }
 
 impl Error {
+    /// A data set of the catalogue lacks a file that its task needs: only a changed catalogue can cause it.
+    pub(crate) fn empty(dataset: &str) -> Self {
+        Self::Catalogue {
+            file: format!("{dataset}.json"),
+            problem: "the task needs other files than it names".to_owned(),
+        }
+    }
+
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }

@@ -1,4 +1,4 @@
-//! Data: a catalogue, verified loading, and tokenizers.
+//! Data: a catalogue, verified loading, tokenizers, and tasks of sequence classification.
 //!
 //! Every data set is one Croissant file in `datasets/catalogue/`. Loading looks for its files in the
 //! [`Sources`], checks their SHA-256 before anything reads them, and says where each came from:
@@ -28,11 +28,14 @@ mod embedded;
 mod error;
 mod group;
 mod locate;
+mod packing;
 mod parse;
 mod sources;
 mod split;
 mod status;
+pub mod tasks;
 mod text;
+mod tokenized;
 mod tokenizer;
 mod unit;
 
@@ -45,6 +48,8 @@ pub use split::Split;
 pub use status::{
     FileStatus, Progress, fetch, fetch_entry, path, status, status_entry, verify, verify_entry,
 };
+pub use tasks::{Batch, Coding, Inputs, SequenceTask, Sequences, TaskSpec};
 pub use text::{DataFile, TextDataset};
+pub use tokenized::TokenizedText;
 pub use tokenizer::{Tokenizer, TokenizerSpec};
 pub use unit::{Unit, bucket, split_units};

@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
 use replica_core::Digest;
 
 use crate::cache::{Cache, FirstUse};
 use crate::catalogue::{Entry, FileEntry, catalogue};
 use crate::download::{self, Remote};
 use crate::error::Refusal;
+use crate::packing::Packing;
 use crate::status::Progress;
 use crate::{Error, Sources, embedded};
 
@@ -131,7 +131,7 @@ impl<'a> Expected<'a> {
 struct Candidate {
     path: PathBuf,
     source: &'static str,
-    gzipped: bool,
+    packing: Packing,
 }
 
 /// Looks in the places that need no network; changes nothing.
@@ -168,7 +168,7 @@ fn look_for(expected: &Expected<'_>, sources: &Sources) -> Result<Local, Error> 
     }
     if let Some(hub) = &file.hub {
         if let Some(path) = download::hub_cached(hub, sources) {
-            let candidate = Candidate { path, source: "hub cache", gzipped: false };
+            let candidate = Candidate { path, source: "hub cache", packing: Packing::Plain };
             if let Some(local) = inspect(&candidate, expected)? {
                 return Ok(local);
             }
@@ -182,21 +182,21 @@ fn candidates(expected: &Expected<'_>, sources: &Sources) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     if let Some(digest) = &expected.digest {
         let path = Cache::new(&sources.cache).path_of(digest);
-        candidates.push(Candidate { path, source: "cache", gzipped: false });
+        candidates.push(Candidate { path, source: "cache", packing: Packing::Plain });
     }
     if let Some(folder) = &sources.folder {
-        let mut add = |relative: &str, gzipped| {
-            candidates.push(Candidate { path: folder.join(relative), source: "REPLICA_DATA", gzipped });
+        let mut add = |relative: &str, packing| {
+            candidates.push(Candidate { path: folder.join(relative), source: "REPLICA_DATA", packing });
         };
         if let Some(relative) = &expected.file.folder {
-            let plain = relative.strip_suffix(".gz");
-            add(relative, plain.is_some());
-            if let Some(plain) = plain {
-                add(plain, false);
+            let (packing, plain) = Packing::of(relative);
+            add(relative, packing);
+            if packing != Packing::Plain {
+                add(plain, Packing::Plain);
             }
         }
         if let Some(digest) = &expected.digest {
-            add(digest.as_str(), false);
+            add(digest.as_str(), Packing::Plain);
         }
     }
     candidates
@@ -217,12 +217,13 @@ fn inspect(candidate: &Candidate, expected: &Expected<'_>) -> Result<Option<Loca
         Ok(Some(Local::Bad(Box::new(Bad { path: path.clone(), refusal, content, in_cache }))))
     };
     let length = file.metadata().map_err(Error::io("read", path))?.len();
-    let (content, digest, bytes) = if candidate.gzipped || length <= IN_MEMORY {
+    let (content, digest, bytes) = if candidate.packing != Packing::Plain || length <= IN_MEMORY {
         let mut raw = Vec::new();
         file.read_to_end(&mut raw).map_err(Error::io("read", path))?;
-        if candidate.gzipped {
-            let mut unpacked = Vec::new();
-            if let Err(e) = MultiGzDecoder::new(raw.as_slice()).read_to_end(&mut unpacked) {
+        match candidate.packing.unpack(&raw) {
+            Ok(Some(unpacked)) => raw = unpacked,
+            Ok(None) => {}
+            Err(e) => {
                 let problem = match e.kind() {
                     io::ErrorKind::UnexpectedEof => {
                         format!("truncated: it ends early, after {length} bytes")
@@ -231,7 +232,6 @@ fn inspect(candidate: &Candidate, expected: &Expected<'_>) -> Result<Option<Loca
                 };
                 return bad(Refusal::Packed { problem }, Digest::of(&raw));
             }
-            raw = unpacked;
         }
         let (digest, bytes) = (Digest::of(&raw), raw.len() as u64);
         (Content::Memory(raw), digest, bytes)
@@ -321,13 +321,20 @@ fn fetch(
     if let Some(digest) = &expected.digest
         && let path = cache.path_of(digest)
         && let Some(Local::Good(found)) =
-            inspect(&Candidate { path, source: "cache", gzipped: false }, expected)?
+            inspect(&Candidate { path, source: "cache", packing: Packing::Plain }, expected)?
     {
         return Ok(found);
     }
 
     let partial = cache.partial(&key)?;
-    download::download(remote, sources, &partial, expected.bytes, &mut |bytes, total| {
+    // the catalogue's digest and length are those of the content inside
+    let (packing, length) = match Packing::of(&url) {
+        (packing, _) if Packing::of(&file.name).0 == Packing::Plain && packing != Packing::Plain => {
+            (packing, None)
+        }
+        _ => (Packing::Plain, expected.bytes),
+    };
+    download::download(remote, sources, &partial, length, &mut |bytes, total| {
         progress(Progress { dataset: entry.name.clone(), file: file.name.clone(), bytes, total });
     })
     .map_err(|problem| Error::Download { file: file.name.clone(), url: url.clone(), problem })?;
@@ -336,13 +343,21 @@ fn fetch(
         Remote::Hub(_) => "hub",
         Remote::Url(_) => "url",
     };
-    let candidate = Candidate { path: partial.clone(), source, gzipped: false };
+    let candidate = Candidate { path: partial.clone(), source, packing };
     match inspect(&candidate, expected)? {
         Some(Local::Good(mut found)) => {
             if expected.digest.is_none() {
                 remember(expected, &found, sources)?;
             }
-            found.path = Some(cache.admit(&partial, &found.digest)?);
+            let mut complete = partial.clone();
+            if packing != Packing::Plain
+                && let Content::Memory(unpacked) = &found.content
+            {
+                complete = cache.partial(&found.digest)?;
+                fs::write(&complete, unpacked).map_err(Error::io("write", &complete))?;
+                fs::remove_file(&partial).map_err(Error::io("remove", &partial))?;
+            }
+            found.path = Some(cache.admit(&complete, &found.digest)?);
             Ok(found)
         }
         Some(Local::Bad(bad)) => Err(Bad { in_cache: true, ..*bad }.refuse(entry, file, sources)),

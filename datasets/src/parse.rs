@@ -1,6 +1,5 @@
 //! Turning verified content into text.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
 use parquet::column::reader::ColumnReader;
@@ -35,6 +34,9 @@ pub(crate) fn text(entry: &Entry, file: &FileEntry, content: Content) -> Result<
             };
             ("zstd-compressed JSON lines", parsed)
         }
+        Format::Binary => {
+            ("text", Err("the catalogue says that it is binary; load the task that reads it".to_owned()))
+        }
     };
     parsed.map_err(|problem| Error::Parse {
         dataset: entry.name.clone(),
@@ -45,18 +47,21 @@ pub(crate) fn text(entry: &Entry, file: &FileEntry, content: Content) -> Result<
 }
 
 fn utf8(content: Content) -> Result<String, String> {
-    let bytes = match content {
-        Content::Memory(bytes) => bytes,
-        Content::File(file) => read_all(file).map_err(|e| e.to_string())?,
-    };
+    let bytes = bytes(content).map_err(|e| e.to_string())?;
     String::from_utf8(bytes)
         .map_err(|e| format!("byte {} starts no UTF-8 character", e.utf8_error().valid_up_to()))
 }
 
-fn read_all(mut file: File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
+/// All of a file.
+pub(crate) fn bytes(content: Content) -> io::Result<Vec<u8>> {
+    match content {
+        Content::Memory(bytes) => Ok(bytes),
+        Content::File(mut file) => {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        }
+    }
 }
 
 /// What stands between the `*** START OF` and the `*** END OF` line.

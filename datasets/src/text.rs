@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use replica_core::Digest;
+use replica_core::record::DataUse;
 use serde::Serialize;
 
 use crate::catalogue::{Entry, FileEntry, Percent, catalogue};
@@ -49,6 +50,18 @@ impl DataFile {
             bytes: found.bytes,
             source: found.source.to_owned(),
             verified: found.verified,
+        }
+    }
+
+    /// For a record.
+    pub fn data_use(&self, licence: &str) -> DataUse {
+        DataUse {
+            name: self.name.clone(),
+            sha256: self.sha256.clone(),
+            bytes: self.bytes,
+            source: self.source.clone(),
+            licence: licence.to_owned(),
+            verified: self.verified,
         }
     }
 }

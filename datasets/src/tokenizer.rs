@@ -57,6 +57,18 @@ pub enum TokenizerSpec {
     },
 }
 
+impl TokenizerSpec {
+    /// How many ids the tokenizer will have, before it exists. A file's is taken for LLaMA's.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::Bytes {} => 256,
+            Self::Bpe { vocab_size, .. } => *vocab_size,
+            Self::Gpt2 {} => 50_257,
+            Self::File { .. } => 32_000,
+        }
+    }
+}
+
 fn default_train_bytes() -> usize {
     DEFAULT_TRAIN_BYTES
 }

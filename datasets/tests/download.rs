@@ -98,6 +98,24 @@ impl Place {
 }
 
 #[test]
+fn packed_file_is_unpacked_before_it_is_checked_and_cached() {
+    let packed = || {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, &body()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let server = Server::start(move |request| file(request, &packed()));
+    let place = place(&server);
+    let entry = url_entry(&format!("{}/a.txt.gz", server.url()), &Digest::of(&body()));
+    let files = place.fetch(&entry).unwrap();
+    assert_eq!((files[0].source.as_str(), files[0].bytes), ("url", body().len() as u64));
+    let data = TextDataset::load_entry(&entry, &Split::ALL, &place.sources).unwrap();
+    assert_eq!(data.split(Split::Test).unwrap().as_bytes(), body());
+    assert_eq!(data.files[0].source, "cache");
+    assert!(place.listing("partial").is_empty());
+}
+
+#[test]
 fn file_of_the_hub_arrives_once_and_is_cached() {
     let body = body();
     let digest = Digest::of(&body);

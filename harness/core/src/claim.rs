@@ -70,7 +70,8 @@ pub struct Comparison {
     pub direction: Direction,
     /// Whether effects are fractions of the control or plain differences.
     pub effect: EffectKind,
-    /// Smallest effect that counts, in the units of `effect`; 0 asks for the direction only.
+    /// Smallest effect that counts, in the units of `effect`; 0 asks for the direction only, a negative one that the
+    /// treatment is worse by less than this.
     pub minimum_effect: f64,
 }
 

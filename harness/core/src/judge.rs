@@ -294,7 +294,13 @@ impl Court<'_> {
         let minimum = comparison.minimum_effect;
         let meaning = match result.outcome {
             Outcome::Reproduced if minimum == 0.0 => "as claimed".to_owned(),
+            Outcome::Reproduced if minimum < 0.0 => {
+                format!("within the {} that the claim allows", size(minimum))
+            }
             Outcome::Reproduced => format!("more than the {} that the claim needs", size(minimum)),
+            Outcome::NotReproduced if minimum < 0.0 => {
+                format!("beyond the {} that the claim allows", size(minimum))
+            }
             Outcome::NotReproduced if result.interval.1 < 0.0 => {
                 "the claim's direction is reversed".to_owned()
             }
@@ -303,6 +309,8 @@ impl Court<'_> {
             _ if result.interval.0 <= minimum && minimum <= result.interval.1 => {
                 let what = if minimum == 0.0 {
                     "no difference".to_owned()
+                } else if minimum < 0.0 {
+                    format!("the {} that the claim allows", size(minimum))
                 } else {
                     format!("the minimum of {}", size(minimum))
                 };

@@ -1,9 +1,9 @@
 //! Layers with parameters, named and initialised as in PyTorch.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use crate::ops::Activation;
+use crate::ops::{Activation, Moments};
 use crate::tape::Value;
 
 /// `y = x W^T + b`.
@@ -105,6 +105,65 @@ impl LayerNorm {
     /// It is not `width`.
     pub fn forward(&self, x: &Value) -> Result<Value> {
         x.layer_norm(&self.weight, &self.bias, self.eps)
+    }
+}
+
+/// Batch norm with learned scale and shift, and statistics that follow the batches of training.
+#[derive(Clone)]
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    eps: f64,
+    momentum: f64,
+    unbiased: bool,
+}
+
+impl BatchNorm {
+    /// Parameters `weight` and `bias` `[width]`, initially 1 and 0, and statistics `running_mean` and `running_var`,
+    /// which no optimiser trains. A batch replaces the share `momentum` of them; PyTorch corrects its variance for
+    /// the number of samples (`unbiased`), flax does not.
+    ///
+    /// # Errors
+    /// The builder has other shapes under these names.
+    pub fn new(width: usize, eps: f64, momentum: f64, unbiased: bool, vb: VarBuilder) -> Result<Self> {
+        let filled = |name: &str, value| vb.get_with_hints(width, name, value);
+        Ok(Self {
+            weight: filled("weight", candle_nn::init::ONE)?,
+            bias: filled("bias", candle_nn::init::ZERO)?,
+            mean: filled("running_mean", candle_nn::init::ZERO)?,
+            variance: filled("running_var", candle_nn::init::ONE)?,
+            eps,
+            momentum,
+            unbiased,
+        })
+    }
+
+    /// Normalises the last dimension over all others: in training by the batch, whose statistics are taken in;
+    /// otherwise by the running ones.
+    ///
+    /// # Errors
+    /// It is not `width`.
+    pub fn forward(&self, x: &Value, train: bool) -> Result<Value> {
+        let numbers = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec1::<f64>();
+        let running = Moments { mean: numbers(&self.mean)?, variance: numbers(&self.variance)?, count: 0 };
+        if !train {
+            return x.batch_norm(&running, false, &self.weight, &self.bias, self.eps);
+        }
+        let batch = x.column_moments()?;
+        let (kept, n) = (1.0 - self.momentum, batch.count as f64);
+        let corrected = if self.unbiased { n / (n - 1.0).max(1.0) } else { 1.0 };
+        let mixed = |old: &[f64], new: &[f64], factor: f64| -> Vec<f64> {
+            old.iter().zip(new).map(|(old, new)| kept * old + self.momentum * factor * new).collect()
+        };
+        let mean = mixed(&running.mean, &batch.mean, 1.0);
+        let variance = mixed(&running.variance, &batch.variance, corrected);
+        for (to, from) in [(&self.mean, mean), (&self.variance, variance)] {
+            let from = Tensor::from_vec(from, to.shape(), &Device::Cpu)?;
+            to.slice_set(&from.to_dtype(to.dtype())?.to_device(to.device())?, 0, 0)?;
+        }
+        x.batch_norm(&batch, true, &self.weight, &self.bias, self.eps)
     }
 }
 

@@ -48,12 +48,13 @@ pub mod tape;
 
 pub use cache::{KeyValueCache, LayerCache};
 pub use checkpoint::checkpoint;
-pub use layers::{LayerNorm, Linear, RmsNorm};
+pub use layers::{BatchNorm, LayerNorm, Linear, RmsNorm};
 pub use mamba::{Mamba, MambaConfig};
 #[cfg(feature = "cuda")]
 pub use ops::cuda::adamw;
 pub use parameters::{Parameter, Parameters};
 pub use real::Real;
+pub use rustfft::num_complex::Complex64;
 pub use s4d::{S4d, S4dConfig};
 pub use s5::{S5, S5Config};
 pub use shapes::Shapes;

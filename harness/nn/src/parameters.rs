@@ -56,6 +56,11 @@ impl Parameter {
     }
 }
 
+/// Whether the parameter of this name is trained; running statistics are not.
+pub(crate) fn is_trained(name: &str) -> bool {
+    !matches!(name.rsplit('.').next(), Some("running_mean" | "running_var"))
+}
+
 /// bfloat16 has too few digits to add small updates to.
 fn master_type(dtype: DType) -> DType {
     if dtype == DType::BF16 { DType::F32 } else { dtype }
@@ -103,9 +108,10 @@ impl Parameters {
         self.lock().values().map(|p| (p.name.clone(), p.master.clone())).collect()
     }
 
-    /// All parameters with what the model computes with, sorted by name.
+    /// All parameters that an optimiser changes, with what the model computes with, sorted by name. The others are
+    /// statistics of batch norm.
     pub fn trained(&self) -> Vec<Parameter> {
-        self.lock().values().cloned().collect()
+        self.lock().values().filter(|p| is_trained(&p.name)).cloned().collect()
     }
 
     /// What the model computes with under a name.
@@ -113,9 +119,9 @@ impl Parameters {
         self.lock().get(name).map(|p| p.variable.as_tensor().clone())
     }
 
-    /// Number of scalars.
+    /// Number of scalars that are trained.
     pub fn count(&self) -> usize {
-        self.lock().values().map(|p| p.master.elem_count()).sum()
+        self.trained().iter().map(|p| p.master.elem_count()).sum()
     }
 
     /// Where they are.

@@ -1,15 +1,18 @@
 //! S4D (Gu et al. 2022, "On the Parameterization and Initialization of Diagonal State Space Models"): every channel
 //! is convolved with the impulse response of a diagonal state-space model, then channels are mixed by a gated layer.
+//! And S4 (Gu et al. 2022, "Efficiently Modeling Long Sequences with Structured State Spaces"), whose state matrix is
+//! diagonal minus a rank-one term.
 
+use std::cell::LazyCell;
 use std::f64::consts::PI;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
 use crate::hippo::NormalPart;
 use crate::init;
 use crate::layers::Linear;
-use crate::ops::{Activation, DiagonalKernel, Discretisation, Dropout, StepTransform};
+use crate::ops::{Activation, DiagonalKernel, Discretisation, Dropout, LowRankKernel, StepTransform};
 use crate::tape::Value;
 
 /// Initial values of A; its real part is -1/2 but for `Real`.
@@ -49,13 +52,21 @@ pub struct S4dConfig {
 }
 
 /// A layer of the full form, with the parameter names of S4's code: `kernel.{A_real, A_imag, B, C, inv_dt}`, `D`,
-/// `output_linear.0`; or of the minimal form, `kernel.{log_A_real, A_imag, C, log_dt}`, `D`, `output_linear.0`.
+/// `output_linear.0`; or of the minimal form, `kernel.{log_A_real, A_imag, C, log_dt}`, `D`, `output_linear.0`. S4 has
+/// `kernel.P` as well.
 #[derive(Clone)]
 pub struct S4d {
-    kernel: DiagonalKernel,
+    kernel: Kernel,
     skip: Tensor,
     output: Output,
     dropout: f64,
+}
+
+#[derive(Clone)]
+enum Kernel {
+    Diagonal(DiagonalKernel),
+    /// With the length its C belongs to.
+    LowRank(LowRankKernel, usize),
 }
 
 #[derive(Clone)]
@@ -74,47 +85,40 @@ impl S4d {
     /// # Errors
     /// `state` is odd, `copies` does not divide `width`, or the builder has other shapes.
     pub fn new(config: S4dConfig, vb: VarBuilder) -> Result<Self> {
-        let S4dConfig { width, state, copies, .. } = config;
-        if state == 0 || !state.is_multiple_of(2) || copies == 0 || !width.is_multiple_of(copies) {
-            bail!("S4D: state {state} must be even, {copies} sets of modes must divide {width} channels");
+        let kernel = Kernel::Diagonal(diagonal(config, &vb.pp("kernel"))?);
+        Self::around(kernel, config, vb)
+    }
+
+    /// S4: the HiPPO-LegS matrix itself, bilinear, its kernel trained for sequences of `length`; on longer ones it is
+    /// that long. `modes` and `discretisation` of the config are not used.
+    ///
+    /// # Errors
+    /// As [`S4d::new`], or length 0.
+    pub fn low_rank(config: S4dConfig, length: usize, vb: VarBuilder) -> Result<Self> {
+        let (names, n) = (vb.pp("kernel"), config.state / 2);
+        let config = S4dConfig { modes: Modes::Legs, discretisation: Discretisation::Bilinear, ..config };
+        let drawn = !names.contains_tensor("C");
+        let diagonal = diagonal(config, &names)?;
+        let p = init::computed(&names, (1, config.copies, n, 2), "P", candle_nn::init::ZERO, |_| {
+            let root: Vec<f64> = (0..config.state).map(|i| (i as f64 + 0.5).sqrt()).collect();
+            let p = NormalPart::new(config.state).project(&root);
+            p[..n].iter().flat_map(|p| [p.re, p.im]).collect::<Vec<f64>>().repeat(config.copies)
+        })?;
+        let kernel = LowRankKernel { diagonal, p };
+        // a builder that only counts hands out zeros that take no memory
+        if drawn && kernel.diagonal.c.is_contiguous() {
+            let on_host = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
+            let host = LowRankKernel { diagonal: kernel.diagonal.map(on_host)?, p: on_host(&kernel.p)? };
+            let c = &kernel.diagonal.c;
+            c.slice_set(&host.trained_c(length)?.to_dtype(c.dtype())?.to_device(c.device())?, 0, 0)?;
         }
-        let (n, kernels) = (state / 2, if config.bidirectional { 2 } else { 1 });
-        let (real, imaginary, b) = initial_modes(config.modes, state);
-        let repeated = |values: Vec<f64>| move |_: Vec<f64>| values.repeat(copies);
-        let kernel = vb.pp("kernel");
-        // stored positive, and at least 1e-4 as in S4's code
-        let imaginary: Vec<f64> = imaginary.iter().map(|v| v.max(1e-4)).collect();
-        let inverse = move |step: f64| match config.transform {
-            StepTransform::Exp => step.ln(),
-            StepTransform::Softplus => step.max(1e-4).exp_m1().ln(),
-        };
-        let zero = candle_nn::init::ZERO;
+        Self::around(Kernel::LowRank(kernel, length), config, vb)
+    }
+
+    fn around(kernel: Kernel, config: S4dConfig, vb: VarBuilder) -> Result<Self> {
+        let S4dConfig { width, dropout, .. } = config;
         Ok(Self {
-            kernel: DiagonalKernel {
-                step: init::computed(&kernel, (width, 1), "inv_dt", log_uniform(config.steps), |u| {
-                    u.into_iter().map(|u| inverse(u.exp())).collect()
-                })?,
-                a_real: init::computed(
-                    &kernel,
-                    (copies, n),
-                    "A_real",
-                    zero,
-                    repeated(real.iter().map(|r| (-r).ln()).collect()),
-                )?,
-                a_imag: init::computed(&kernel, (copies, n), "A_imag", zero, repeated(imaginary))?,
-                b: Some(init::computed(
-                    &kernel,
-                    (1, copies, n, 2),
-                    "B",
-                    zero,
-                    repeated(b.into_iter().flat_map(|b| [b, 0.0]).collect()),
-                )?),
-                c: kernel.get_with_hints((kernels, width, n, 2), "C", complex_normal())?,
-                transform: config.transform,
-                conjugate: true,
-                discretisation: config.discretisation,
-                rate: 1.0,
-            },
+            kernel,
             skip: vb.get_with_hints((1, width), "D", Init::Randn { mean: 0.0, stdev: 1.0 })?,
             output: Output::Linear(Linear::new(
                 width,
@@ -123,7 +127,7 @@ impl S4d {
                 init::linear,
                 vb.pp("output_linear.0"),
             )?),
-            dropout: config.dropout,
+            dropout,
         })
     }
 
@@ -139,7 +143,7 @@ impl S4d {
         let kernel = vb.pp("kernel");
         let output = vb.pp("output_linear.0");
         Ok(Self {
-            kernel: DiagonalKernel {
+            kernel: Kernel::Diagonal(DiagonalKernel {
                 step: kernel.get_with_hints(width, "log_dt", log_uniform((1e-3, 1e-1)))?,
                 a_real: kernel.get_with_hints((width, n), "log_A_real", Init::Const(0.5f64.ln()))?,
                 a_imag: init::computed(&kernel, (width, n), "A_imag", candle_nn::init::ZERO, |_| {
@@ -151,7 +155,7 @@ impl S4d {
                 conjugate: false,
                 discretisation: Discretisation::ZeroOrderHold,
                 rate: 1.0,
-            },
+            }),
             skip: vb.get_with_hints(width, "D", Init::Randn { mean: 0.0, stdev: 1.0 })?,
             output: Output::Conv {
                 weight: output.get_with_hints((2 * width, width, 1), "weight", init::linear(width))?,
@@ -164,7 +168,10 @@ impl S4d {
     /// The same layer for inputs sampled at `rate` times the interval of training: all steps are multiplied by it.
     #[must_use]
     pub fn at_rate(mut self, rate: f64) -> Self {
-        self.kernel.rate = rate;
+        match &mut self.kernel {
+            Kernel::Diagonal(kernel) => kernel.rate = rate,
+            Kernel::LowRank(kernel, _) => kernel.diagonal.rate = rate,
+        }
         self
     }
 
@@ -178,7 +185,11 @@ impl S4d {
 
     fn channels_first(&self, x: &Value) -> Result<Value> {
         let (_, l, _) = x.tensor().dims3()?;
-        x.transpose()?.causal_convolution(&self.kernel.taps(l, x)?, &self.skip)
+        let taps = match &self.kernel {
+            Kernel::Diagonal(kernel) => kernel.taps(l, x)?,
+            Kernel::LowRank(kernel, length) => kernel.taps(*length, x)?,
+        };
+        x.transpose()?.causal_convolution(&taps, &self.skip)
     }
 
     /// `[batch, l, width]` to the same: convolution, GELU, dropout, and a gated linear unit.
@@ -193,6 +204,38 @@ impl S4d {
             Output::Conv { weight, bias } => y.causal_conv1d(weight, Some(bias))?.glu(),
         }
     }
+}
+
+/// The parameters of a kernel of the full form.
+fn diagonal(config: S4dConfig, kernel: &VarBuilder) -> Result<DiagonalKernel> {
+    let S4dConfig { width, state, copies, .. } = config;
+    if state == 0 || !state.is_multiple_of(2) || copies == 0 || !width.is_multiple_of(copies) {
+        bail!("S4D: state {state} must be even, {copies} sets of modes must divide {width} channels");
+    }
+    let (n, kernels) = (state / 2, if config.bidirectional { 2 } else { 1 });
+    // found only where there are parameters to fill: a builder that only counts asks for none
+    let modes = LazyCell::new(|| initial_modes(config.modes, state));
+    let inverse = move |step: f64| match config.transform {
+        StepTransform::Exp => step.ln(),
+        StepTransform::Softplus => step.max(1e-4).exp_m1().ln(),
+    };
+    let filled = |name: &str, shape: &[usize], values: &dyn Fn() -> Vec<f64>| {
+        init::computed(kernel, shape, name, candle_nn::init::ZERO, |_| values().repeat(copies))
+    };
+    Ok(DiagonalKernel {
+        step: init::computed(kernel, (width, 1), "inv_dt", log_uniform(config.steps), |u| {
+            u.into_iter().map(|u| inverse(u.exp())).collect()
+        })?,
+        a_real: filled("A_real", &[copies, n], &|| modes.0.iter().map(|r| (-r).ln()).collect())?,
+        // stored positive, and at least 1e-4 as in S4's code
+        a_imag: filled("A_imag", &[copies, n], &|| modes.1.iter().map(|v| v.max(1e-4)).collect())?,
+        b: Some(filled("B", &[1, copies, n, 2], &|| modes.2.iter().flat_map(|b| [*b, 0.0]).collect())?),
+        c: kernel.get_with_hints((kernels, width, n, 2), "C", complex_normal())?,
+        transform: config.transform,
+        conjugate: true,
+        discretisation: config.discretisation,
+        rate: 1.0,
+    })
 }
 
 /// log(step) of steps between two bounds.

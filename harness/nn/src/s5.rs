@@ -1,6 +1,8 @@
 //! The S5 state-space model (Smith et al. 2023): one diagonal model with many inputs and outputs, its modes those of
 //! HiPPO-N, a step of its own for each.
 
+use std::cell::LazyCell;
+
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use rustfft::num_complex::Complex64;
@@ -60,7 +62,8 @@ impl S5 {
             bail!("S5: a state of {state} cannot be cut into {blocks} blocks of even size");
         }
         let (size, p) = (state / blocks, state / 2);
-        let part = NormalPart::new(size);
+        // found only where there are parameters to fill
+        let part = LazyCell::new(|| NormalPart::new(size));
         // the half with negative imaginary parts, for every block
         let mode = |i: usize| part.eigenvalues[i % (size / 2)];
         let zero = candle_nn::init::ZERO;

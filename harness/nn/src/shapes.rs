@@ -7,6 +7,8 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
+use crate::parameters::is_trained;
+
 /// Records what a model's constructor asks for, so that models of any size can be counted with the very
 /// code that builds them.
 #[derive(Clone, Default)]
@@ -23,9 +25,13 @@ impl Shapes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Number of scalars in parameters whose name `select` accepts.
+    /// Number of scalars in trained parameters whose name `select` accepts.
     pub fn count(&self, select: impl Fn(&str) -> bool) -> usize {
-        self.all().iter().filter(|(name, _)| select(name)).map(|(_, shape)| shape.elem_count()).sum()
+        self.all()
+            .iter()
+            .filter(|(name, _)| is_trained(name) && select(name))
+            .map(|(_, shape)| shape.elem_count())
+            .sum()
     }
 }
 

@@ -8,7 +8,7 @@ use rand::Rng;
 use replica_core::Seed;
 use replica_nn::ops::{
     Activation, Attention, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE, LowRankKernel,
-    RopeTable, Scores, SelectiveScan, StepTransform,
+    Moments, RopeTable, Scores, SelectiveScan, StepTransform,
 };
 use replica_nn::{Gradients, Tape, Value, checkpoint};
 
@@ -106,6 +106,11 @@ proptest! {
     fn norms(n in 1usize..6, width in 2usize..40, seed: u64) {
         check(&[&[n, width], &[width]], seed, |x, w| x[0].rms_norm(&w[1], 1e-6));
         check(&[&[n, width], &[width], &[width]], seed, |x, w| x[0].layer_norm(&w[1], &w[2], 1e-5));
+        check(&[&[n + 2, width], &[width], &[width]], seed, |x, w| {
+            x[0].batch_norm(&x[0].column_moments()?, true, &w[1], &w[2], 1e-2)
+        });
+        let given = Moments { mean: vec![0.3; width], variance: vec![0.7; width], count: 0 };
+        check(&[&[n, width], &[width], &[width]], seed, |x, w| x[0].batch_norm(&given, false, &w[1], &w[2], 1e-5));
     }
 
     #[test]
@@ -123,6 +128,18 @@ proptest! {
         let targets = Tensor::zeros(n, candle_core::DType::F64, &Device::Cpu).unwrap();
         check(&[&[n]], seed, |x, _| x[0].mean_squared_error(&targets));
         check(&[&[2, n, 3]], seed, |x, _| x[0].select_positions(&[n - 1, n / 2])?.add(&x[0].select_positions(&[0, 0])?));
+    }
+
+    #[test]
+    fn heads(batch in 1usize..4, t in 1usize..6, width in 1usize..5, seed: u64) {
+        let lengths: Vec<usize> = (0..batch).map(|b| 1 + (seed as usize / 7 + b) % t).collect();
+        check(&[&[batch, t, width]], seed, |x, _| x[0].mean_of_first(&lengths));
+        // a gradient that is added to another one
+        check(&[&[batch, t, width]], seed, |x, _| {
+            x[0].mean_of_first(&lengths)?.add(&x[0].select_positions(&vec![0; batch])?)
+        });
+        check(&[&[2 * batch, width]], seed, |x, _| x[0].pair_features());
+        check(&[&[2 * batch, width]], seed, |x, _| x[0].add(&x[0])?.pair_features()?.add(&x[0].pair_features()?));
     }
 
     /// A value used three times: its gradient is moved once and added twice.

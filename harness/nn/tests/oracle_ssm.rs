@@ -13,7 +13,7 @@ use replica_nn::ops::{
 use replica_nn::s4d::{Modes, initial_modes};
 use replica_nn::s5::OutputInit;
 use replica_nn::{
-    Gradients, Mamba, MambaConfig, Parameters, S4d, S4dConfig, S5, S5Config, Tape, Value, hippo,
+    BatchNorm, Gradients, Mamba, MambaConfig, Parameters, S4d, S4dConfig, S5, S5Config, Tape, Value, hippo,
 };
 use replica_oracle::{Case, Tally, Tolerance, cases, files, folder, stem, within};
 
@@ -28,8 +28,6 @@ fn oracle() {
             "s4_kernel_dplr" => low_rank_kernel,
             "s5_ssm" | "s5_varstep" => s5,
             "mamba_scan" => mamba_scan,
-            "smr_module" => smr,
-            "smr_s4d_block" => smr_s4d,
             "s4_block" => s4d_block,
             "s4_inits" => s4_initial_values,
             "s5_init" => s5_initial_values,
@@ -37,9 +35,7 @@ fn oracle() {
             "mamba_block" => mamba_block,
             _ => continue, // of the replication, not of these operations
         };
-        // batch norm and the layer around the kernel with a low-rank term are not here
-        let here = |case: &Case| !["_bn_", "/s4_dplr"].iter().any(|other| case.name.contains(other));
-        for case in cases(&path).into_iter().filter(here) {
+        for case in cases(&path) {
             let pass = Pass::new(case);
             test(&pass, &mut tally);
             pass.assert_all_gradients_compared();
@@ -144,8 +140,9 @@ fn convolution(pass: &Pass, tally: &mut Tally) {
     pass.backward(tally, &y, "grad_out");
 }
 
-/// The minimal S4D layer on `u`, channel-major.
-fn s4d_layer(pass: &Pass, tally: &mut Tally, u: &Value) -> Value {
+/// The minimal S4D layer, channel-major.
+fn s4d(pass: &Pass, tally: &mut Tally) {
+    let u = pass.value("u");
     let kernel = DiagonalKernel {
         step: pass.weight("log_dt"),
         a_real: pass.weight("log_A_real"),
@@ -157,19 +154,13 @@ fn s4d_layer(pass: &Pass, tally: &mut Tally, u: &Value) -> Value {
         discretisation: Discretisation::ZeroOrderHold,
         rate: 1.0,
     };
-    let taps = kernel.taps(u.tensor().dim(2).unwrap(), u).unwrap();
+    let taps = kernel.taps(u.tensor().dim(2).unwrap(), &u).unwrap();
     let y = u.causal_convolution(&taps, &pass.weight("D")).unwrap();
-    if pass.case.has("kernel") {
-        pass.result(tally, "kernel", taps.tensor());
-        pass.result(tally, "ssm_out", y.tensor());
-    }
+    pass.result(tally, "kernel", taps.tensor());
+    pass.result(tally, "ssm_out", y.tensor());
     let weight = pass.weight_from("glu_weight", &pass.case.tensor("glu_weight").squeeze(2).unwrap());
     let y = y.activate(Activation::Gelu).unwrap().transpose().unwrap();
-    y.linear(&weight, Some(&pass.weight("glu_bias"))).unwrap().glu().unwrap().transpose().unwrap()
-}
-
-fn s4d(pass: &Pass, tally: &mut Tally) {
-    let y = s4d_layer(pass, tally, &pass.value("u"));
+    let y = y.linear(&weight, Some(&pass.weight("glu_bias"))).unwrap().glu().unwrap().transpose().unwrap();
     pass.result(tally, "out", y.tensor());
     pass.backward(tally, &y, "grad_out");
 }
@@ -208,6 +199,11 @@ fn low_rank_kernel(pass: &Pass, tally: &mut Tally) {
     let diagonal =
         DiagonalKernel { discretisation: Discretisation::Bilinear, ..kernel_parameters(pass, "C_tilde") };
     let kernel = LowRankKernel { diagonal, p: pass.weight("P") };
+    // the trained C from the one that was drawn
+    let l = pass.case.tensor("kernel").dim(2).unwrap();
+    let diagonal = DiagonalKernel { c: pass.case.tensor("C_orig").clone(), ..kernel.diagonal.clone() };
+    let drawn = LowRankKernel { diagonal, p: kernel.p.clone() };
+    pass.result(tally, "C_tilde", &drawn.trained_c(l).unwrap());
     kernel_case(pass, tally, |length, beside| kernel.taps(length, beside));
 }
 
@@ -346,45 +342,12 @@ fn mamba_gradients(pass: &Pass, tally: &mut Tally) {
     }
 }
 
-/// State Memory Replay on `x`, channel-major.
-fn replay(pass: &Pass, tally: &mut Tally, x: &Value, prefix: &str) -> Value {
-    let case = &pass.case;
-    let [weight, bias] = ["weight", "bias"].map(|name| pass.weight(&format!("{prefix}_{name}")));
-    let x = x.transpose().unwrap();
-    let mut factor = if case.name.contains("depthwise") {
-        x.depthwise_conv1d(&weight, Some(&bias), false).unwrap()
-    } else {
-        x.causal_conv1d(&weight, Some(&bias)).unwrap()
-    };
-    if case.has("lin_weight") {
-        factor = factor.linear(&pass.weight("lin_weight"), Some(&pass.weight("lin_bias"))).unwrap();
-    }
-    if case.has("factor") {
-        pass.result(tally, "factor", factor.transpose().unwrap().tensor());
-    }
-    factor.gate(&x, Activation::Sigmoid).unwrap().transpose().unwrap()
-}
-
-fn smr(pass: &Pass, tally: &mut Tally) {
-    let y = replay(pass, tally, &pass.value("x"), "conv");
-    pass.result(tally, "out", y.tensor());
-    pass.backward(tally, &y, "grad_out");
-}
-
-fn smr_s4d(pass: &Pass, tally: &mut Tally) {
-    let v = replay(pass, tally, &pass.value("u"), "smr");
-    pass.result(tally, "smr_out", v.tensor());
-    let y = s4d_layer(pass, tally, &v);
-    pass.result(tally, "out", y.tensor());
-    pass.backward(tally, &y, "grad_out");
-}
-
 /// The inputs of a layer's case as parameters; `rename` gives the layer's name for one of the file.
 fn layer_parameters(case: &Case, rename: impl Fn(&str) -> String) -> Parameters {
     let given: HashMap<String, Tensor> = case
         .names()
         .into_iter()
-        .filter(|name| case.has(&format!("d_{name}")))
+        .filter(|name| case.has(&format!("d_{name}")) || ["running_mean", "running_var"].contains(name))
         .map(|name| (rename(name), transposed_kernel(name, case.tensor(name))))
         .collect();
     Parameters::from_tensors(given, DType::F32, &Device::Cpu).unwrap()
@@ -430,7 +393,11 @@ fn s4d_block(pass: &Pass, tally: &mut Tally) {
         bidirectional: case.name.contains("bidir"),
         dropout: 0.0,
     };
-    let layer = S4d::new(config, parameters.builder()).unwrap();
+    let layer = if case.name.contains("s4_dplr") {
+        S4d::low_rank(config, case.tensor("u").dim(1).unwrap(), parameters.builder()).unwrap()
+    } else {
+        S4d::new(config, parameters.builder()).unwrap()
+    };
     let u = pass.tape.variable(&parameters.get("u").unwrap()).unwrap();
     let y = layer.forward(&u, None).unwrap();
     layer_backward(pass, tally, &y, &parameters, rename);
@@ -451,7 +418,10 @@ fn mamba_block(pass: &Pass, tally: &mut Tally) {
 /// The layer around the model: norm, tanh GELU, gate, residual.
 fn s5_layer(pass: &Pass, tally: &mut Tally) {
     let case = &pass.case;
-    let rename = |name: &str| name.replace("seq.", "");
+    let rename = |name: &str| match name.strip_prefix("running_") {
+        Some(statistic) => format!("norm.running_{statistic}"),
+        None => name.replace("seq.", "").replace("norm.scale", "norm.weight"),
+    };
     let parameters = layer_parameters(case, rename);
     let weight = |name: &str| parameters.get(name).unwrap();
     let (p, width, _) = case.tensor("seq.B").dims3().unwrap();
@@ -467,19 +437,31 @@ fn s5_layer(pass: &Pass, tally: &mut Tally) {
     };
     let model = S5::new(config, parameters.builder()).unwrap();
     let x = pass.tape.variable(&weight("x")).unwrap();
-    let norm = |x: &Value| x.layer_norm(&weight("norm.scale"), &weight("norm.bias"), 1e-6).unwrap();
+    let batch_norm = case
+        .has("running_mean")
+        .then(|| BatchNorm::new(width, 1e-5, 0.05, false, parameters.builder().pp("norm")).unwrap());
+    let norm = |x: &Value| match &batch_norm {
+        None => x.layer_norm(&weight("norm.weight"), &weight("norm.bias"), 1e-6).unwrap(),
+        Some(norm) => norm.forward(x, case.name.ends_with("_train")).unwrap(),
+    };
     let post = case.name.contains("_post_");
     let g = model.forward(&if post { x.clone() } else { norm(&x) }).unwrap();
     let mut y = g.activate(Activation::GeluTanh).unwrap();
+    let dense = |y: &Value, name: &str| {
+        y.linear(&weight(&format!("{name}.kernel")), Some(&weight(&format!("{name}.bias")))).unwrap()
+    };
     if case.name.contains("full_glu") {
-        let dense = |name: &str| {
-            y.linear(&weight(&format!("{name}.kernel")), Some(&weight(&format!("{name}.bias")))).unwrap()
-        };
-        y = dense("out2").gate(&dense("out1"), Activation::Sigmoid).unwrap();
+        y = dense(&y, "out2").gate(&dense(&y, "out1"), Activation::Sigmoid).unwrap();
+    } else if case.name.contains("half_glu") {
+        let gated = if case.name.contains("half_glu1") { &y } else { &g };
+        y = dense(&y, "out2").gate(gated, Activation::Sigmoid).unwrap();
     }
     let mut y = y.add(&x).unwrap();
     if post {
         y = norm(&y);
+    }
+    for name in ["running_mean", "running_var"].into_iter().filter(|n| case.has(&format!("{n}_after"))) {
+        pass.result(tally, &format!("{name}_after"), &weight(&format!("norm.{name}")));
     }
     layer_backward(pass, tally, &y, &parameters, rename);
 }

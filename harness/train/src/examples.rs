@@ -5,6 +5,8 @@ use rand::Rng;
 use replica_core::Seed;
 use replica_nn::Staging;
 
+use crate::recipe::Recipe;
+
 /// Numbered examples that can be put together to batches.
 pub trait Examples {
     /// Some of them on the device.
@@ -15,6 +17,11 @@ pub trait Examples {
 
     /// How many there are.
     fn count(&self) -> usize;
+
+    /// How many of what curves count a training step sees.
+    fn units_a_step(&self, recipe: &Recipe) -> u64 {
+        recipe.tokens_a_step()
+    }
 
     /// The given ones as a batch, without waiting for the device.
     ///

@@ -147,7 +147,7 @@ pub fn train<E: Examples>(
         }
         log.read(&mut optimiser, recipe, context, started)?;
         if evaluate {
-            let seen = (step * recipe.tokens_a_step(), E::UNIT);
+            let seen = (step * data.units_a_step(recipe), E::UNIT);
             let (sum, n) = std::mem::take(&mut log.pending);
             log.point("train_loss", seen, sum / n as f64);
             for (name, value) in validate().map_err(TrialError::failed)? {

@@ -218,7 +218,7 @@ impl Study {
         let tokenizer = given(&self.tokenizer, "tokenizer")?;
         let model = ModelConfig {
             setting: shape.setting,
-            vocab_size: shape.vocab_size.unwrap_or_else(|| vocab_size(&tokenizer)),
+            vocab_size: shape.vocab_size.unwrap_or_else(|| tokenizer.vocab_size()),
             hidden_size: shape.hidden_size,
             ffn_size: variation.ffn_size.unwrap_or(shape.ffn_size),
             num_heads: shape.num_heads,
@@ -392,15 +392,4 @@ fn metric(name: &str, label: &str, unit: &str, better: Option<Direction>, digits
 fn published_digests(text: &str) -> Result<BTreeMap<String, Digest>, String> {
     let entry = catalogue().get(text).map_err(|e| format!("text: {e}"))?;
     Ok(entry.files.iter().filter_map(|file| Some((file.name.clone(), file.sha256.clone()?))).collect())
-}
-
-/// Vocabulary of a tokenizer before it exists.
-fn vocab_size(tokenizer: &TokenizerSpec) -> usize {
-    match tokenizer {
-        TokenizerSpec::Bytes {} => 256,
-        TokenizerSpec::Bpe { vocab_size, .. } => *vocab_size,
-        TokenizerSpec::Gpt2 {} => 50_257,
-        // LLaMA's, which is what the paper's recipes read from a file
-        TokenizerSpec::File { .. } => 32_000,
-    }
 }

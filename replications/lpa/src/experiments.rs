@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::Device;
-use replica_core::record::DataUse;
 use replica_core::trial::Silent;
 use replica_core::{Measurements, Seed, TrialContext, TrialError, TrialSpec, memory};
-use replica_datasets::{Sources, Split, TextDataset, Tokenizer, TokenizerSpec};
+use replica_datasets::{Sources, TokenizedText, TokenizerSpec};
 use replica_nn::{Parameters, accelerator};
 use replica_train::{Blocks, Log, Perplexity, evaluate, train};
 
@@ -60,7 +59,7 @@ fn named<const N: usize>(metrics: [(&str, f64); N]) -> BTreeMap<String, f64> {
 struct Run<'a> {
     training: &'a Training,
     seed: Seed,
-    corpus: Arc<Corpus>,
+    corpus: Arc<TokenizedText>,
     parameters: Parameters,
     model: LanguageModel,
     train_blocks: Blocks,
@@ -142,7 +141,7 @@ impl<'a> Run<'a> {
         Ok(Measurements {
             metrics,
             curves: log.curves,
-            data: self.corpus.data.clone(),
+            data: self.corpus.data_use(),
             trace: log.trace,
             notes,
         })
@@ -173,7 +172,7 @@ impl<'a> Run<'a> {
         let bytes = peak.zip(before).map(|(peak, before)| peak.saturating_sub(before));
         metrics.extend(bytes.map(|bytes| ("peak_memory_mb".to_owned(), bytes as f64 / 1e6)));
         metrics.extend(named(self.facts()?));
-        Ok(Measurements { metrics, data: self.corpus.data.clone(), ..Measurements::default() })
+        Ok(Measurements { metrics, data: self.corpus.data_use(), ..Measurements::default() })
     }
 }
 
@@ -184,19 +183,7 @@ pub struct Corpora {
 }
 
 /// Filled by whichever trial comes first; the others wait for it.
-type Slot = Arc<OnceLock<Result<Arc<Corpus>, String>>>;
-
-/// A text cut into tokens.
-struct Corpus {
-    train: Arc<[u32]>,
-    valid: Arc<[u32]>,
-    test: Arc<[u32]>,
-    test_bytes_per_token: f64,
-    vocab_size: usize,
-    tokenizer_name: String,
-    tokenizer_digest: String,
-    data: Vec<DataUse>,
-}
+type Slot = Arc<OnceLock<Result<Arc<TokenizedText>, String>>>;
 
 impl Corpora {
     /// None yet; texts come from `sources`.
@@ -204,44 +191,12 @@ impl Corpora {
         Self { sources, made: Mutex::default() }
     }
 
-    fn get(&self, text: &str, tokenizer: &TokenizerSpec) -> Result<Arc<Corpus>, TrialError> {
+    fn get(&self, text: &str, tokenizer: &TokenizerSpec) -> Result<Arc<TokenizedText>, TrialError> {
         let key = format!("{text} {tokenizer:?}");
         let slot = self.made.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
         let made = slot.get_or_init(|| {
-            Corpus::make(text, tokenizer, &self.sources).map(Arc::new).map_err(|e| e.to_string())
+            TokenizedText::make(text, tokenizer, &self.sources).map(Arc::new).map_err(|e| e.to_string())
         });
         made.clone().map_err(|e| TrialError::Data(e.into()))
-    }
-}
-
-impl Corpus {
-    fn make(text: &str, spec: &TokenizerSpec, sources: &Sources) -> Result<Self, replica_datasets::Error> {
-        let dataset = TextDataset::load(text, sources)?;
-        let tokenizer = Tokenizer::prepare(spec, dataset.split(Split::Train)?)?;
-        let encode = |split| dataset.split(split).map(|text| Arc::<[u32]>::from(tokenizer.encode(text)));
-        let test = encode(Split::Test)?;
-        let data = dataset.files.iter().map(|file| DataUse {
-            name: file.name.clone(),
-            sha256: file.sha256.clone(),
-            bytes: file.bytes,
-            source: file.source.clone(),
-            licence: dataset.licence.clone(),
-            verified: file.verified,
-        });
-        Ok(Self {
-            data: data.collect(),
-            train: encode(Split::Train)?,
-            valid: encode(Split::Valid)?,
-            test_bytes_per_token: dataset.split(Split::Test)?.len() as f64 / test.len().max(1) as f64,
-            test,
-            vocab_size: tokenizer.vocab_size(),
-            tokenizer_name: match spec {
-                TokenizerSpec::Bytes {} => "byte".to_owned(),
-                TokenizerSpec::Bpe { vocab_size, .. } => format!("{vocab_size}-token BPE"),
-                TokenizerSpec::Gpt2 {} => "GPT-2".to_owned(),
-                TokenizerSpec::File { path } => path.display().to_string(),
-            },
-            tokenizer_digest: tokenizer.digest().short().to_owned(),
-        })
     }
 }

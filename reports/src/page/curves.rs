@@ -14,6 +14,8 @@ use crate::plot::STYLES;
 use crate::plot::axis::Axis;
 use crate::plot::lines::{BandPoint, LineFigure, LinePlot, Series};
 
+/// Abscissae of curves over a training run.
+const TRAINING: [&str; 3] = ["tokens", "sequences", "steps of training"];
 /// Points that a line is drawn through; more cannot be told apart.
 const MOST_POINTS: usize = 160;
 /// Rows of the table under a figure.
@@ -73,8 +75,13 @@ fn figure(
         ""
     };
     let caption = captions.figure(&format!(
-        "{}: {label} during training, mean of {}{band}.{above}",
+        "{}: {label} {}, mean of {}{band}.{above}",
         experiment.title,
+        if TRAINING.contains(&x_label.as_str()) {
+            "during training".to_owned()
+        } else {
+            format!("against {x_label}")
+        },
         number::counted(most_seeds, "seed"),
     ));
     let table = table(&series, &metric, &x_label, x_high);
@@ -179,7 +186,7 @@ fn table(series: &[Series], metric: &replica_core::plan::Metric, x_label: &str, 
         )),
         Some(p) => Cell::number(number::fixed(p.y, digits)),
     };
-    let x_digits = if largest < 10.0 { 2 } else { 0 };
+    let x_digits = if largest < 2.0 { 3 } else { 2 * usize::from(largest < 10.0) };
     let row = |(x, cells): (&u64, &Vec<Option<BandPoint>>)| {
         let mut row = vec![Cell { class: "num", ..Cell::row(number::fixed(f64::from_bits(*x), x_digits)) }];
         row.extend(cells.iter().map(cell));

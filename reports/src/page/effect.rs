@@ -100,6 +100,10 @@ pub(crate) fn requirement(evidence: &Evidence, c: &Comparison) -> String {
     };
     let size = if c.minimum_effect == 0.0 {
         String::new()
+    } else if c.minimum_effect < 0.0 {
+        let allowed = format!("{}{}", unit.bare(-c.minimum_effect), unit.suffix);
+        let opposite = if c.direction == Direction::Lower { "higher" } else { "lower" };
+        return format!("{} of {treatment} at most {allowed} {opposite} than of {control}", metric.label);
     } else {
         format!(" by at least {}{}", unit.bare(c.minimum_effect), unit.suffix)
     };

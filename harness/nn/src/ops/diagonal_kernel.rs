@@ -71,6 +71,21 @@ impl DiagonalKernel {
         for_device!(cpu self.c, taps(self, length, beside))
     }
 
+    /// The same kernel with other tensors.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn map(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            step: f(&self.step)?,
+            a_real: f(&self.a_real)?,
+            a_imag: f(&self.a_imag)?,
+            b: self.b.as_ref().map(&f).transpose()?,
+            c: f(&self.c)?,
+            ..*self
+        })
+    }
+
     pub(super) fn size(&self, length: usize) -> Result<Size> {
         let c = self.c.dims();
         let (kernels, h, n) = match *c {

@@ -26,6 +26,12 @@ pub(crate) struct Mode {
 }
 
 impl Discretisation {
+    /// `z` and `q` of a mode.
+    pub fn of(self, lambda: Complex64, step: f64) -> (Complex64, Complex64) {
+        let mode = self.mode(lambda, step);
+        (mode.z, mode.q)
+    }
+
     pub(crate) fn mode(self, lambda: Complex64, step: f64) -> Mode {
         match self {
             Self::ZeroOrderHold => {

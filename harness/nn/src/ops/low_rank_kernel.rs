@@ -39,13 +39,22 @@ impl LowRankKernel {
         for_device!(cpu self.p, taps(self, length, beside))
     }
 
+    /// What C of a kernel as initialised becomes when it is to be trained for a length: `C (I - Ab^length)`, of the
+    /// same shape. S4 does this once, at its first forward pass.
+    ///
+    /// # Errors
+    /// As [`LowRankKernel::taps`].
+    pub fn trained_c(&self, length: usize) -> Result<Tensor> {
+        for_device!(cpu self.p, trained_c(self, length))
+    }
+
     fn tensors(&self) -> [&Tensor; 6] {
         let [step, a_real, a_imag, c, b] = self.diagonal.tensors();
         [step, a_real, a_imag, c, b, &self.p]
     }
 }
 
-fn taps<T: Real>(kernel: &LowRankKernel, length: usize, beside: &Value) -> Result<Value> {
+fn size_of(kernel: &LowRankKernel, length: usize) -> Result<Size> {
     let size = kernel.diagonal.size(length)?;
     if kernel.diagonal.discretisation != Discretisation::Bilinear
         || kernel.p.elem_count() != 2 * size.copies * size.n
@@ -58,6 +67,27 @@ fn taps<T: Real>(kernel: &LowRankKernel, length: usize, beside: &Value) -> Resul
             kernel.diagonal.discretisation
         );
     }
+    Ok(size)
+}
+
+fn trained_c<T: Real>(kernel: &LowRankKernel, length: usize) -> Result<Tensor> {
+    let size = size_of(kernel, length)?;
+    let mut trained = vec![Complex64::ZERO; size.kernels * size.h * size.n];
+    slices::<T, _, 6>(kernel.tensors(), |parameters| {
+        for h in 0..size.h {
+            let model = Model::new(kernel, parameters, h, size);
+            for (k, c) in model.c.iter().enumerate() {
+                let row = &mut trained[(k * size.h + h) * size.n..][..size.n];
+                row.iter_mut().zip(model.after(c, length)).zip(c).for_each(|((t, after), c)| *t = c - after);
+            }
+        }
+    })?;
+    let numbers = trained.iter().flat_map(|c| [c.re, c.im]).map(T::from_f64).collect();
+    tensor(numbers, kernel.diagonal.c.shape())
+}
+
+fn taps<T: Real>(kernel: &LowRankKernel, length: usize, beside: &Value) -> Result<Value> {
+    let size = size_of(kernel, length)?;
     let y = slices::<T, _, 6>(kernel.tensors(), |parameters| forward(kernel, parameters, size))?;
     let y = tensor(y, (size.kernels, size.h, length))?;
     let Some(tape) = Value::recording(&[beside], &kernel.tensors()) else { return Ok(beside.unrecorded(y)) };
@@ -110,6 +140,29 @@ impl Model {
             p: (first..first + size.n).map(|i| pair(p, i)).collect(),
             c: (0..size.kernels).map(row).collect(),
         }
+    }
+
+    /// `C Ab^steps` for a row vector C of the kept modes; those of the conjugates are its conjugates. The inverse in
+    /// `Ab = (I - step A / 2)^-1 (I + step A / 2)` is that of a diagonal plus a rank-one matrix.
+    fn after(&self, c: &[Complex64], steps: usize) -> Vec<Complex64> {
+        let half = 0.5 * self.channel.step;
+        let lambda = &self.channel.lambda;
+        let inverse: Vec<Complex64> = lambda.iter().map(|l| (1.0 - half * l).inv()).collect();
+        // a sum over all modes is twice the real part of that over the kept ones
+        let all = |terms: &mut dyn Iterator<Item = Complex64>| 2.0 * terms.sum::<Complex64>().re;
+        let shrink = 1.0 + half * all(&mut self.p.iter().zip(&inverse).map(|(p, i)| p.norm_sqr() * i));
+        let mut c = c.to_vec();
+        for _ in 0..steps {
+            let along = all(&mut c.iter().zip(&self.p).zip(&inverse).map(|((c, p), i)| c * p * i));
+            for ((c, p), i) in c.iter_mut().zip(&self.p).zip(&inverse) {
+                *c = (*c - half * along / shrink * p.conj()) * i;
+            }
+            let along = all(&mut c.iter().zip(&self.p).map(|(c, p)| c * p));
+            for ((c, p), l) in c.iter_mut().zip(&self.p).zip(lambda) {
+                *c = *c * (1.0 + half * l) - half * along * p.conj();
+            }
+        }
+        c
     }
 
     /// `step / (z - step lambda)` and the same for the conjugate of lambda.

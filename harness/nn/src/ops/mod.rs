@@ -6,6 +6,7 @@
 mod activation;
 mod add;
 mod attention;
+mod batch_norm;
 mod causal_convolution;
 mod columns;
 mod conv1d;
@@ -25,7 +26,9 @@ mod linear;
 mod low_rank_kernel;
 #[cfg(feature = "mkl")]
 mod mkl;
+mod pair;
 mod panels;
+mod pool;
 mod relative_bias;
 mod rms_norm;
 mod rope;
@@ -38,6 +41,7 @@ mod transpose;
 
 pub use activation::Activation;
 pub use attention::{Attention, Scores};
+pub use batch_norm::Moments;
 pub use cross_entropy::IGNORE;
 pub use diagonal_kernel::{DiagonalKernel, StepTransform};
 pub use diagonal_scan::DiagonalScan;

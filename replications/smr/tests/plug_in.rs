@@ -1,0 +1,173 @@
+//! SMR as a plug-in: the composite is the composition, outputs do not see later inputs, gates only shrink.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use candle_core::{DType, Device, Tensor};
+use proptest::prelude::*;
+use rand::Rng;
+use replica_core::Seed;
+use replica_nn::{Parameters, Value};
+use replica_smr::host::{InitialModes, S5Activation, S5Output, Surroundings};
+use replica_smr::replay::{Channels, Place};
+use replica_smr::{Host, HostConfig, Replay, ReplayConfig};
+
+fn replay(taps: usize, place: Place) -> ReplayConfig {
+    ReplayConfig { taps, channels: Channels::Dense, linear: false, gate: true, bias: None, place }
+}
+
+fn hosts(bidirectional: bool) -> Vec<HostConfig> {
+    let steps = (1e-3, 1e-1);
+    let mut hosts = vec![
+        HostConfig::S4d { state: 8, sets: None, modes: InitialModes::Lin, steps, bidirectional },
+        HostConfig::S4 { state: 4, sets: Some(1), steps, bidirectional },
+        HostConfig::S5 {
+            state: 8,
+            blocks: 2,
+            steps,
+            output: S5Output::Lecun,
+            activation: S5Activation::FullGlu,
+            bidirectional,
+            clip: false,
+        },
+    ];
+    if !bidirectional {
+        hosts.extend([HostConfig::None {}, HostConfig::Mamba { state: 4, expand: 2, taps: 4 }]);
+    }
+    hosts
+}
+
+const WIDTH: usize = 6;
+
+fn around(length: usize) -> Surroundings {
+    Surroundings { width: WIDTH, layers: 2, length, dropout: 0.0 }
+}
+
+fn parameters(seed: u64) -> Parameters {
+    Parameters::new(Seed(seed), DType::F32, &Device::Cpu)
+}
+
+fn input(seed: u64, batch: usize, l: usize) -> Vec<f32> {
+    let mut rng = Seed(seed).stream("input");
+    (0..batch * l * WIDTH).map(|_| rng.next_u32() as f32 / 2f32.powi(31) - 1.0).collect()
+}
+
+fn value(data: &[f32], batch: usize, l: usize) -> Value {
+    Value::from(Tensor::from_slice(data, (batch, l, WIDTH), &Device::Cpu).unwrap())
+}
+
+fn output(y: &Value) -> Vec<f32> {
+    y.tensor().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Largest difference over steps before `t` of the first sequence.
+fn difference_before(a: &[f32], b: &[f32], t: usize) -> f32 {
+    a[..t * WIDTH].iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// `host(smr(x))`, to the bit: no host is changed by what stands before it.
+    #[test]
+    fn the_composite_is_the_composition(l in 1usize..20, taps in 1usize..9, seed: u64) {
+        for bidirectional in [false, true] {
+            for config in hosts(bidirectional) {
+                let parameters = parameters(seed);
+                let vb = parameters.builder();
+                let both = Host::new(config, Some(replay(taps, Place::Input)), around(l), vb.clone()).unwrap();
+                let host = Host::new(config, None, around(l), vb.clone()).unwrap();
+                let module = Replay::new(replay(taps, Place::Input), WIDTH, vb.pp("smr")).unwrap();
+                let x = value(&input(seed, 2, l), 2, l);
+                let composite = both.forward(&x, None, None).unwrap();
+                let composition = host.forward(&module.forward(&x).unwrap(), None, None).unwrap();
+                prop_assert_eq!(output(&composite), output(&composition), "{:?}", config);
+            }
+        }
+    }
+
+    /// A change of one input changes no earlier output, whatever the place of the module. A convolution by FFT leaves
+    /// rounding.
+    #[test]
+    fn outputs_do_not_see_later_inputs(l in 1usize..24, place in 0usize..24, taps in 1usize..9, seed: u64) {
+        let t = place % l;
+        let cases = hosts(false).into_iter().map(|host| (host, Place::Input));
+        let scan = (HostConfig::Mamba { state: 4, expand: 2, taps: 4 }, Place::Scan);
+        for (config, place) in cases.chain([scan]) {
+            prop_assert!(config.is_causal());
+            let parameters = parameters(seed);
+            let host = Host::new(config, Some(replay(taps, place)), around(l), parameters.builder()).unwrap();
+            let before = input(seed, 1, l);
+            let mut after = before.clone();
+            after[t * WIDTH..(t + 1) * WIDTH].iter_mut().for_each(|x| *x = 3.0 - *x);
+            let run = |x: &[f32]| output(&host.forward(&value(x, 1, l), None, None).unwrap());
+            let (before, after) = (run(&before), run(&after));
+            let leak = difference_before(&before, &after, t);
+            prop_assert!(leak <= 1e-5, "{:?}, step {}: {}", config, t, leak);
+            prop_assert!(difference_before(&before[t * WIDTH..], &after[t * WIDTH..], 1) > 1e-4, "{:?}", config);
+        }
+    }
+
+    /// A gate lies between 0 and 1: it neither flips nor amplifies; with K = 1 it sees its own step only.
+    #[test]
+    fn gates_shrink(l in 1usize..12, taps in 1usize..6, seed: u64) {
+        for channels in [Channels::Dense, Channels::Depthwise] {
+            for linear in [false, true] {
+                let config = ReplayConfig { channels, linear, ..replay(taps, Place::Input) };
+                let parameters = parameters(seed);
+                let module = Replay::new(config, WIDTH, parameters.builder()).unwrap();
+                let x = input(seed, 1, l);
+                let y = output(&module.forward(&value(&x, 1, l)).unwrap());
+                prop_assert!(x.iter().zip(&y).all(|(x, y)| y.abs() <= x.abs() && x * y >= 0.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bidirectional_host_sees_later_inputs() {
+    for config in hosts(true) {
+        assert!(!config.is_causal());
+        let parameters = parameters(1);
+        let host = Host::new(config, None, around(8), parameters.builder()).unwrap();
+        let before = input(1, 1, 8);
+        let mut after = before.clone();
+        after[7 * WIDTH] += 2.0;
+        let run = |x: &[f32]| output(&host.forward(&value(x, 1, 8), None, None).unwrap());
+        assert!(difference_before(&run(&before), &run(&after), 7) > 1e-4, "{config:?}");
+    }
+}
+
+/// Parameters of a layer as the paper card counts them: K H^2 + H dense, K H + H depthwise.
+#[test]
+fn parameters_are_counted() {
+    let count = |config| {
+        let parameters = parameters(1);
+        Replay::new(config, 256, parameters.builder()).unwrap();
+        parameters.count()
+    };
+    let dense = replay(4, Place::Input);
+    assert_eq!(count(dense), 262_400);
+    assert_eq!(count(ReplayConfig { linear: true, ..dense }), 262_400 + 256 * 256 + 256);
+    assert_eq!(count(ReplayConfig { channels: Channels::Depthwise, ..dense }), 4 * 256 + 256);
+}
+
+/// Lengths at and beside the usual pitfalls, forward and backward.
+#[test]
+fn any_length_works() {
+    for l in [1, 2, 7, 64, 1000] {
+        for config in hosts(false) {
+            let parameters = parameters(1);
+            let host =
+                Host::new(config, Some(replay(4, Place::Input)), around(l), parameters.builder()).unwrap();
+            let gradients = replica_nn::Gradients::default();
+            let tape = replica_nn::Tape::new(&gradients);
+            let x = tape.constant(value(&input(1, 1, l), 1, l).tensor().clone());
+            tape.backward(&host.forward(&x, None, None).unwrap().sum().unwrap()).unwrap();
+            for parameter in parameters.trained() {
+                let g = gradients.tensor(parameter.variable.as_tensor()).unwrap();
+                let g: Vec<f32> = g.flatten_all().unwrap().to_vec1().unwrap();
+                assert!(g.iter().all(|g| g.is_finite()), "{config:?}, {l} steps: {}", parameter.name);
+            }
+        }
+    }
+}
