@@ -178,7 +178,7 @@ pub enum DataSpec {
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum TrialConfig {
     /// Trains and evaluates.
-    Train(Training),
+    Train(Box<Training>),
     /// Times training steps over lengths.
     Cost(Timing),
     /// Computes state errors.
@@ -392,7 +392,7 @@ impl Study {
                 id,
                 &variation.label.replace("{host}", &host.label),
                 &variation.description,
-                &TrialConfig::Train(training),
+                &TrialConfig::Train(Box::new(training)),
             )
         };
         let variants: Vec<Variant> = run.variants.iter().map(variant).collect::<Result<_, String>>()?;
