@@ -7,7 +7,7 @@
 //! The same as there: every image has two long snakes of `contour_length` paddles, whatever its label, grown in turns
 //! from ends that lie `seed_distance` apart, the first of them in the middle of the image; a paddle follows a paddle over
 //! two margins that meet at a joint, turning by an angle whose density is the square of its cosine; shorter snakes are
-//! added as distractors, fewer where there is no room; discs mark an end of one snake where it began and an end of the
+//! added as distractors, fewer where there is no room (1 to 5, 3.0 on average over 1,000 images of the hard version); discs mark an end of one snake where it began and an end of the
 //! same (connected) or of the other one where growth stopped; labels are fair coins; paddles of targets are 0.75 times as
 //! bright as those of distractors, which follows from how that program multiplies its contrasts.
 //!

@@ -11,6 +11,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Init;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rayon::prelude::*;
 use replica_core::Seed;
 use replica_nn::ops::{DiagonalKernel, DiagonalScan, Discretisation, SelectiveScan, StepTransform};
 use replica_nn::{Gradients, Parameters, Tape, Value};
@@ -86,6 +87,50 @@ fn convolution(c: &mut Criterion) {
     bench(c, "causal convolution", shapes, |[u, k], _| u.causal_convolution(&k, &skip));
 }
 
+/// What the convolution replaces: products with a lower-triangular Toeplitz matrix and its transposes, in quadratic
+/// time; vectorised, all threads. Forward and the gradients of inputs and kernel.
+fn toeplitz(c: &mut Criterion) {
+    let mut group = c.benchmark_group("Toeplitz product");
+    for length in &LENGTHS[..3] {
+        let length = *length;
+        let flat = |name: &str, rows| tensor(name, &[rows * length], 0.0, 0.5).to_vec1::<f32>().unwrap();
+        let (u, kernel, dy) =
+            (flat("u", BATCH * CHANNELS), flat("k", CHANNELS), flat("dy", BATCH * CHANNELS));
+        group.bench_function(BenchmarkId::from_parameter(length), |b| {
+            b.iter(|| {
+                let channel = |i: usize| {
+                    let of = |all: &'_ [f32], row: usize| all[row * length..][..length].to_vec();
+                    let k = of(&kernel, i);
+                    let mut dk = vec![0f32; length];
+                    let rows = (0..BATCH).map(|row| {
+                        let (u, dy) = (of(&u, row * CHANNELS + i), of(&dy, row * CHANNELS + i));
+                        let (mut y, mut du) = (vec![0f32; length], vec![0f32; length]);
+                        replica_nn::vectorised(
+                            #[inline(always)]
+                            || {
+                                let add = |to: &mut [f32], factor: f32, from: &[f32]| {
+                                    to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
+                                };
+                                for t in 0..length {
+                                    let (earlier, later) = (length - t, &dy[t..]);
+                                    add(&mut y[t..], k[t], &u[..earlier]);
+                                    add(&mut du[..earlier], k[t], later);
+                                    add(&mut dk[..earlier], u[t], later);
+                                }
+                            },
+                        );
+                        [y, du]
+                    });
+                    let rows: Vec<_> = rows.collect();
+                    (rows, dk)
+                };
+                (0..CHANNELS).into_par_iter().map(channel).collect::<Vec<_>>()
+            });
+        });
+    }
+    group.finish();
+}
+
 fn kernel(c: &mut Criterion) {
     let per_mode = |name: &str, mean: f64| tensor(name, &[CHANNELS, MODES], mean, 0.1);
     let kernel = DiagonalKernel {
@@ -150,6 +195,6 @@ fn short() -> Criterion {
 criterion_group! {
     name = sequence;
     config = short();
-    targets = convolution, kernel, scans, short_convolutions
+    targets = convolution, toeplitz, kernel, scans, short_convolutions
 }
 criterion_main!(sequence);
