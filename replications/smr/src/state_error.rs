@@ -46,7 +46,7 @@ impl StateError {
         if self.real_parts.is_empty() || self.real_parts.iter().any(|r| !r.is_finite()) {
             return Some("real_parts: at least one finite number is expected".to_owned());
         }
-        if !(self.step.is_finite() && self.step > 0.0) || !(0.0..=0.5).contains(&self.jitter) {
+        if !(self.step.is_finite() && self.step > 0.0 && (0.0..=0.5).contains(&self.jitter)) {
             return Some("step must be above 0 and jitter in [0, 0.5]".to_owned());
         }
         if self.modes == 0 || self.components == 0 || self.steps < 20 {
