@@ -51,7 +51,7 @@ pub enum Entry {
 pub struct Lease {
     folder: PathBuf,
     // closing the file releases the lock
-    _lock: File,
+    _lock: Lock,
 }
 
 /// Time spent on a trial before it was interrupted.
@@ -187,7 +187,7 @@ impl RunStore {
     pub fn claim(&self, spec: &TrialSpec) -> Result<Option<Lease>, StoreError> {
         let folder = self.folder(spec);
         fs::create_dir_all(&folder).map_err(write_error(&folder))?;
-        Ok(lock(&folder)?.map(|file| Lease { folder, _lock: file }))
+        Ok(lock(&folder)?.map(|lock| Lease { folder, _lock: lock }))
     }
 
     /// Stores a record.
@@ -384,12 +384,24 @@ fn move_aside(path: &Path) -> String {
     }
 }
 
-fn lock(folder: &Path) -> Result<Option<File>, StoreError> {
+/// An exclusive lock, released when dropped.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that another thread starts holds a copy of the file until it has begun. A failure
+        // leaves that copy to be waited for.
+        let _ = self.0.unlock();
+    }
+}
+
+fn lock(folder: &Path) -> Result<Option<Lock>, StoreError> {
     let path = folder.join("lock");
     let file =
         File::options().create(true).truncate(false).write(true).open(&path).map_err(write_error(&path))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(Some(Lock(file))),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(e)) => Err(write_error(&path)(e)),
     }
