@@ -43,8 +43,6 @@ fn link_mkl() -> Result<(), String> {
         ));
     }
     println!("cargo:rustc-link-search=native={}", folder.display());
-    // the three need each other, in a circle
-    println!("cargo:rustc-link-arg=-Wl,--start-group");
     for name in libraries {
         println!("cargo:rustc-link-lib=static:-bundle={name}");
     }

@@ -193,6 +193,13 @@ pub struct Metric {
     pub digits: usize,
 }
 
+impl Metric {
+    /// A metric's facts in the order of the fields.
+    pub fn new(name: &str, label: &str, unit: &str, better: Option<Direction>, digits: usize) -> Self {
+        Self { name: name.to_owned(), label: label.to_owned(), unit: unit.to_owned(), better, digits }
+    }
+}
+
 /// A method or baseline within an experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Variant {
@@ -204,6 +211,21 @@ pub struct Variant {
     pub description: String,
     /// Every hyper-parameter that determines the result.
     pub config: serde_json::Value,
+}
+
+impl Variant {
+    /// With a configuration that the replication can read back from a trial's spec.
+    ///
+    /// # Errors
+    /// The configuration has no JSON form.
+    pub fn new(id: &str, label: &str, description: &str, config: &impl Serialize) -> Result<Self, String> {
+        Ok(Self {
+            id: id.to_owned(),
+            label: label.to_owned(),
+            description: description.to_owned(),
+            config: serde_json::to_value(config).map_err(|e| e.to_string())?,
+        })
+    }
 }
 
 /// A grid search over one hyper-parameter, judged on validation data, before the main trials.

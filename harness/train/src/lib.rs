@@ -18,6 +18,6 @@ pub use adamw::AdamW;
 pub use blocks::{Batch, Blocks};
 pub use evaluate::{Perplexity, evaluate};
 pub use examples::Examples;
-pub use recipe::{Precision, Recipe};
+pub use recipe::{Precision, Recipe, Search};
 pub use schedule::learning_rate;
 pub use training::{Log, train};

@@ -1,7 +1,9 @@
 //! The hyper-parameters of a training run.
 
 use candle_core::{DType, Device};
+use replica_core::plan::Tuning;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, json};
 
 use crate::adamw::{Group, Options};
 
@@ -171,5 +173,48 @@ impl Recipe {
     /// Tokens in all steps together.
     pub fn tokens(&self) -> u64 {
         self.steps * self.tokens_a_step()
+    }
+}
+
+/// The search for a learning rate that every variant of a comparison gets.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Search {
+    /// Rates tried.
+    pub learning_rates: Vec<f64>,
+    /// Seeds of the tuning trials.
+    pub seeds: Vec<u64>,
+    /// Steps of a tuning trial, if fewer than the recipe's; the schedule is that of a run of this length.
+    pub steps: Option<u64>,
+}
+
+impl Search {
+    /// The search as part of an experiment whose trials follow `recipe`, judged by `valid_loss`.
+    ///
+    /// # Errors
+    /// What makes no sense, with the key and what is allowed.
+    pub fn tuning(&self, recipe: &Recipe) -> Result<Tuning, String> {
+        if let Some(rate) = self.learning_rates.iter().find(|r| !(r.is_finite() && **r > 0.0)) {
+            return Err(format!("tuning: learning_rates has {rate}; finite numbers above 0 are expected"));
+        }
+        let mut overrides = Map::new();
+        if let Some(steps) = self.steps {
+            if steps == 0 || steps > recipe.steps {
+                return Err(format!(
+                    "tuning: steps = {steps}; 1 to the recipe's {} is expected",
+                    recipe.steps
+                ));
+            }
+            // the same share of warm-up
+            overrides.insert("steps".to_owned(), json!(steps));
+            overrides.insert("warmup_steps".to_owned(), json!(recipe.warmup_steps * steps / recipe.steps));
+        }
+        Ok(Tuning {
+            parameter: "learning_rate".to_owned(),
+            values: self.learning_rates.clone(),
+            seeds: self.seeds.clone(),
+            metric: "valid_loss".to_owned(),
+            overrides,
+        })
     }
 }

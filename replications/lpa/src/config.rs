@@ -4,13 +4,12 @@
 use std::collections::BTreeMap;
 
 use replica_core::claim::Direction;
-use replica_core::plan::{Metric, Tuning};
+use replica_core::plan::Metric;
 use replica_core::replication::{ConfigFile, PlanError};
 use replica_core::{Digest, Experiment, Plan, Scale, Variant};
 use replica_datasets::{TokenizerSpec, catalogue};
-use replica_train::Recipe;
+use replica_train::{Recipe, Search};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, json};
 
 use crate::model::{ModelConfig, Setting};
 use crate::projection::PairInit;
@@ -64,16 +63,6 @@ struct Shape {
     dropout: f64,
     #[serde(default)]
     post_norm: bool,
-}
-
-/// The search for a learning rate that every variant gets.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Search {
-    learning_rates: Vec<f64>,
-    seeds: Vec<u64>,
-    /// Steps of a tuning trial, if fewer than the recipe's; the schedule is that of a run of this length.
-    steps: Option<u64>,
 }
 
 /// What a variant changes.
@@ -244,7 +233,7 @@ impl Study {
         }
         let variant = |v: &Variation| {
             let training = self.training(v).map_err(|p| format!("variant `{}`: {p}", v.id))?;
-            variant(&v.id, &v.label, &v.description, &TrialConfig::Train(training))
+            Variant::new(&v.id, &v.label, &v.description, &TrialConfig::Train(training))
         };
         let variants = self.variants.iter().map(variant).collect::<Result<Vec<_>, String>>()?;
         let text = self.text.clone().unwrap_or_default();
@@ -253,47 +242,25 @@ impl Study {
             title: self.title.clone(),
             method: self.method.clone(),
             metrics: vec![
-                metric("test_perplexity", "test perplexity", "", Some(Direction::Lower), 3),
-                metric("test_bits_per_byte", "test bits per byte", "", Some(Direction::Lower), 4),
-                metric("valid_loss", "validation loss", "nats", Some(Direction::Lower), 4),
-                metric("train_loss", "training loss", "nats", Some(Direction::Lower), 4),
-                metric("parameters", "parameters", "", None, 0),
-                metric("forward_flops", "forward operations a token", "", None, 0),
-                metric("epochs", "epochs", "", None, 2),
+                Metric::new("test_perplexity", "test perplexity", "", Some(Direction::Lower), 3),
+                Metric::new("test_bits_per_byte", "test bits per byte", "", Some(Direction::Lower), 4),
+                Metric::new("valid_loss", "validation loss", "nats", Some(Direction::Lower), 4),
+                Metric::new("train_loss", "training loss", "nats", Some(Direction::Lower), 4),
+                Metric::new("parameters", "parameters", "", None, 0),
+                Metric::new("forward_flops", "forward operations a token", "", None, 0),
+                Metric::new("epochs", "epochs", "", None, 2),
             ],
             variants,
             seeds: self.seeds.clone(),
-            tuning: self.tuning.as_ref().map(|search| search.tuning(self.recipe.as_ref())).transpose()?,
+            tuning: self
+                .tuning
+                .as_ref()
+                .zip(self.recipe.as_ref())
+                .map(|(search, recipe)| search.tuning(recipe))
+                .transpose()?,
             data: published_digests(&text)?,
             exclusive: false,
             on_request: self.on_request,
-        })
-    }
-}
-
-impl Search {
-    fn tuning(&self, recipe: Option<&Recipe>) -> Result<Tuning, String> {
-        if let Some(rate) = self.learning_rates.iter().find(|r| !(r.is_finite() && **r > 0.0)) {
-            return Err(format!("tuning: learning_rates has {rate}; finite numbers above 0 are expected"));
-        }
-        let mut overrides = Map::new();
-        if let (Some(steps), Some(recipe)) = (self.steps, recipe) {
-            if steps == 0 || steps > recipe.steps {
-                return Err(format!(
-                    "tuning: steps = {steps}; 1 to the recipe's {} is expected",
-                    recipe.steps
-                ));
-            }
-            // the same share of warm-up
-            overrides.insert("steps".to_owned(), json!(steps));
-            overrides.insert("warmup_steps".to_owned(), json!(recipe.warmup_steps * steps / recipe.steps));
-        }
-        Ok(Tuning {
-            parameter: "learning_rate".to_owned(),
-            values: self.learning_rates.clone(),
-            seeds: self.seeds.clone(),
-            metric: "valid_loss".to_owned(),
-            overrides,
         })
     }
 }
@@ -309,7 +276,7 @@ impl Cost {
             training.recipe.steps = self.steps;
             training.recipe.warmup_steps = 0;
             training.recipe.eval_every = self.steps;
-            variant(&v.id, &v.label, &v.description, &TrialConfig::Cost(training))
+            Variant::new(&v.id, &v.label, &v.description, &TrialConfig::Cost(training))
         });
         Ok(Experiment {
             id: "cost".to_owned(),
@@ -321,17 +288,17 @@ impl Cost {
                 self.steps, self.like
             ),
             metrics: vec![
-                metric("step_ms", "median step", "ms", Some(Direction::Lower), 2),
-                metric("tokens_per_second", "tokens a second", "1/s", Some(Direction::Higher), 0),
-                metric(
+                Metric::new("step_ms", "median step", "ms", Some(Direction::Lower), 2),
+                Metric::new("tokens_per_second", "tokens a second", "1/s", Some(Direction::Higher), 0),
+                Metric::new(
                     "peak_memory_mb",
                     "peak memory of model and training",
                     "MB",
                     Some(Direction::Lower),
                     1,
                 ),
-                metric("forward_flops", "forward operations a token", "", None, 0),
-                metric("parameters", "parameters", "", None, 0),
+                Metric::new("forward_flops", "forward operations a token", "", None, 0),
+                Metric::new("parameters", "parameters", "", None, 0),
             ],
             variants: variants.collect::<Result<_, String>>()?,
             seeds: (1..=self.repetitions).collect(),
@@ -352,7 +319,7 @@ fn accounting() -> Result<Experiment, PlanError> {
     let variants = published
         .model
         .into_iter()
-        .map(|m| variant(&m.id, &m.label, &m.description, &TrialConfig::Account { model: m.config }));
+        .map(|m| Variant::new(&m.id, &m.label, &m.description, &TrialConfig::Account { model: m.config }));
     Ok(Experiment {
         id: "accounting".to_owned(),
         title: "Parameters and operations of the published shapes".to_owned(),
@@ -361,10 +328,10 @@ fn accounting() -> Result<Experiment, PlanError> {
                  over the full sequence. Memory is weights, gradients and AdamW's two moments in float32."
             .to_owned(),
         metrics: vec![
-            metric("parameters", "parameters", "", None, 0),
-            metric("tensors", "tensors", "", None, 0),
-            metric("forward_flops", "forward operations a token", "", None, 0),
-            metric("state_mb", "weights, gradients, moments", "MB", None, 1),
+            Metric::new("parameters", "parameters", "", None, 0),
+            Metric::new("tensors", "tensors", "", None, 0),
+            Metric::new("forward_flops", "forward operations a token", "", None, 0),
+            Metric::new("state_mb", "weights, gradients, moments", "MB", None, 1),
         ],
         variants: variants.collect::<Result<_, String>>().map_err(error)?,
         seeds: vec![0],
@@ -373,19 +340,6 @@ fn accounting() -> Result<Experiment, PlanError> {
         exclusive: false,
         on_request: false,
     })
-}
-
-fn variant(id: &str, label: &str, description: &str, config: &TrialConfig) -> Result<Variant, String> {
-    Ok(Variant {
-        id: id.to_owned(),
-        label: label.to_owned(),
-        description: description.to_owned(),
-        config: serde_json::to_value(config).map_err(|e| e.to_string())?,
-    })
-}
-
-fn metric(name: &str, label: &str, unit: &str, better: Option<Direction>, digits: usize) -> Metric {
-    Metric { name: name.to_owned(), label: label.to_owned(), unit: unit.to_owned(), better, digits }
 }
 
 /// Digests of a data set's files, as far as they are published; the others are recorded at their first download.

@@ -4,13 +4,12 @@
 use std::collections::BTreeMap;
 
 use replica_core::claim::Direction;
-use replica_core::plan::{Metric, Tuning};
+use replica_core::plan::Metric;
 use replica_core::replication::{ConfigFile, PlanError};
 use replica_core::{Digest, Experiment, Plan, Scale, Variant};
 use replica_datasets::{TaskSpec, TokenizerSpec, expected_digests};
-use replica_train::{Precision, Recipe};
+use replica_train::{Precision, Recipe, Search};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, json};
 
 use crate::data::Resampling;
 use crate::host::HostConfig;
@@ -95,16 +94,6 @@ struct Run {
     model: Option<Shape>,
     /// Instead of the study's.
     recipe: Option<Recipe>,
-}
-
-/// The search for a learning rate that every variant gets.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Search {
-    learning_rates: Vec<f64>,
-    seeds: Vec<u64>,
-    /// Steps of a tuning trial, if fewer than the recipe's; the schedule is that of a run of this length.
-    steps: Option<u64>,
 }
 
 /// Variants of one system on the same inputs.
@@ -388,7 +377,7 @@ impl Study {
                 .map_err(|p| format!("variant `{id}`: {p}"))?;
             let training = Training { data: data.clone(), model, recipe: recipe.clone() };
             let variation = config.variation(id)?;
-            variant(
+            Variant::new(
                 id,
                 &variation.label.replace("{host}", &host.label),
                 &variation.description,
@@ -445,78 +434,51 @@ impl DataSpec {
         let mut metrics = match self {
             Self::Task { resampled, .. } => {
                 let mut metrics =
-                    vec![metric("test_accuracy", "test accuracy", "%", Some(Direction::Higher), 2)];
+                    vec![Metric::new("test_accuracy", "test accuracy", "%", Some(Direction::Higher), 2)];
                 for at in resampled {
                     let (accuracy, kept) = (format!("accuracy_{}", at.id), format!("kept_{}", at.id));
                     let label = format!("accuracy, {}", at.label);
-                    metrics.push(metric(&accuracy, &label, "%", Some(Direction::Higher), 2));
+                    metrics.push(Metric::new(&accuracy, &label, "%", Some(Direction::Higher), 2));
                     let label = format!("share of accuracy kept, {}", at.label);
-                    metrics.push(metric(&kept, &label, "", Some(Direction::Higher), 3));
+                    metrics.push(Metric::new(&kept, &label, "", Some(Direction::Higher), 3));
                 }
-                metrics.push(metric("majority", "majority class", "%", None, 2));
+                metrics.push(Metric::new("majority", "majority class", "%", None, 2));
                 metrics
             }
             Self::Signals { signals } => {
                 let lower = Some(Direction::Lower);
                 let mut metrics = vec![
-                    metric("off_grid_ratio", "error off the grid over error on it", "", lower, 3),
-                    metric("off_grid_rmse", "RMSE off the grid (geometric mean)", "", lower, 4),
-                    metric("rmse", "RMSE at the step of training", "", lower, 4),
+                    Metric::new("off_grid_ratio", "error off the grid over error on it", "", lower, 3),
+                    Metric::new("off_grid_rmse", "RMSE off the grid (geometric mean)", "", lower, 4),
+                    Metric::new("rmse", "RMSE at the step of training", "", lower, 4),
                 ];
                 for grid in &signals.grids {
                     let label = format!("RMSE, {}", grid.label);
-                    metrics.push(metric(&format!("rmse_{}", grid.id), &label, "", lower, 4));
+                    metrics.push(Metric::new(&format!("rmse_{}", grid.id), &label, "", lower, 4));
                 }
                 for grid in &signals.grids {
                     let label = format!("ratio, {}", grid.label);
-                    metrics.push(metric(&format!("ratio_{}", grid.id), &label, "", lower, 3));
+                    metrics.push(Metric::new(&format!("ratio_{}", grid.id), &label, "", lower, 3));
                 }
                 if modes_may_grow {
-                    metrics.push(metric("growing_modes", "modes beyond the unit circle", "%", None, 1));
+                    metrics.push(Metric::new("growing_modes", "modes beyond the unit circle", "%", None, 1));
                 }
                 metrics
             }
             Self::Text { .. } => {
                 let lower = Some(Direction::Lower);
                 vec![
-                    metric("test_bits_per_byte", "test bits per byte", "", lower, 4),
-                    metric("test_perplexity", "test perplexity per token", "", lower, 3),
+                    Metric::new("test_bits_per_byte", "test bits per byte", "", lower, 4),
+                    Metric::new("test_perplexity", "test perplexity per token", "", lower, 3),
                 ]
             }
         };
         metrics.extend([
-            metric("valid_loss", "validation loss", "", Some(Direction::Lower), 4),
-            metric("train_loss", "training loss", "", Some(Direction::Lower), 4),
-            metric("parameters", "parameters", "", None, 0),
+            Metric::new("valid_loss", "validation loss", "", Some(Direction::Lower), 4),
+            Metric::new("train_loss", "training loss", "", Some(Direction::Lower), 4),
+            Metric::new("parameters", "parameters", "", None, 0),
         ]);
         metrics
-    }
-}
-
-impl Search {
-    fn tuning(&self, recipe: &Recipe) -> Result<Tuning, String> {
-        if let Some(rate) = self.learning_rates.iter().find(|r| !(r.is_finite() && **r > 0.0)) {
-            return Err(format!("tuning: learning_rates has {rate}; finite numbers above 0 are expected"));
-        }
-        let mut overrides = Map::new();
-        if let Some(steps) = self.steps {
-            if steps == 0 || steps > recipe.steps {
-                return Err(format!(
-                    "tuning: steps = {steps}; 1 to the recipe's {} is expected",
-                    recipe.steps
-                ));
-            }
-            // the same share of warm-up
-            overrides.insert("steps".to_owned(), json!(steps));
-            overrides.insert("warmup_steps".to_owned(), json!(recipe.warmup_steps * steps / recipe.steps));
-        }
-        Ok(Tuning {
-            parameter: "learning_rate".to_owned(),
-            values: self.learning_rates.clone(),
-            seeds: self.seeds.clone(),
-            metric: "valid_loss".to_owned(),
-            overrides,
-        })
     }
 }
 
@@ -530,7 +492,7 @@ impl StateErrorStudy {
                 return Err(format!("variant `{}`: {problem}", v.id));
             }
             let config = TrialConfig::StateError { system: v.system.clone() };
-            variant(&v.id, &v.label, &v.description, &config)
+            Variant::new(&v.id, &v.label, &v.description, &config)
         };
         let lower = Some(Direction::Lower);
         Ok(Experiment {
@@ -538,12 +500,12 @@ impl StateErrorStudy {
             title: self.title.clone(),
             method: self.method.clone(),
             metrics: vec![
-                metric("relative_error", "state error over state", "", lower, 4),
-                metric("state_error", "state error", "", lower, 4),
-                metric("growth_rate", "growth of the error a step (log)", "", None, 5),
-                metric("log_radius", "log of the spectral radius", "", None, 5),
-                metric("error_over_bound", "largest error over bound", "", None, 4),
-                metric("rate_off", "largest difference of growth and log radius above 0", "", None, 5),
+                Metric::new("relative_error", "state error over state", "", lower, 4),
+                Metric::new("state_error", "state error", "", lower, 4),
+                Metric::new("growth_rate", "growth of the error a step (log)", "", None, 5),
+                Metric::new("log_radius", "log of the spectral radius", "", None, 5),
+                Metric::new("error_over_bound", "largest error over bound", "", None, 4),
+                Metric::new("rate_off", "largest difference of growth and log radius above 0", "", None, 5),
             ],
             variants: self.variants.iter().map(one).collect::<Result<_, _>>()?,
             seeds: self.seeds.clone(),
@@ -579,7 +541,7 @@ impl Cost {
                     batch_size: self.batch_size,
                     steps: self.steps,
                 };
-                variants.push(variant(
+                variants.push(Variant::new(
                     &format!("{host_id}_{id}"),
                     &variation.label.replace("{host}", &host.label),
                     &variation.description,
@@ -598,17 +560,17 @@ impl Cost {
                 self.steps, self.batch_size
             ),
             metrics: vec![
-                metric("step_ms", "median step", "ms", Some(Direction::Lower), 2),
-                metric("steps_per_second", "steps a second", "1/s", Some(Direction::Higher), 1),
-                metric("exponent", "exponent of time in length", "", None, 2),
-                metric(
+                Metric::new("step_ms", "median step", "ms", Some(Direction::Lower), 2),
+                Metric::new("steps_per_second", "steps a second", "1/s", Some(Direction::Higher), 1),
+                Metric::new("exponent", "exponent of time in length", "", None, 2),
+                Metric::new(
                     "peak_memory_mb",
                     "peak memory of model and training",
                     "MB",
                     Some(Direction::Lower),
                     1,
                 ),
-                metric("parameters", "parameters", "", None, 0),
+                Metric::new("parameters", "parameters", "", None, 0),
             ],
             variants,
             seeds: (1..=self.repetitions).collect(),
@@ -618,17 +580,4 @@ impl Cost {
             on_request: false,
         })
     }
-}
-
-fn variant(id: &str, label: &str, description: &str, config: &TrialConfig) -> Result<Variant, String> {
-    Ok(Variant {
-        id: id.to_owned(),
-        label: label.to_owned(),
-        description: description.to_owned(),
-        config: serde_json::to_value(config).map_err(|e| e.to_string())?,
-    })
-}
-
-fn metric(name: &str, label: &str, unit: &str, better: Option<Direction>, digits: usize) -> Metric {
-    Metric { name: name.to_owned(), label: label.to_owned(), unit: unit.to_owned(), better, digits }
 }
