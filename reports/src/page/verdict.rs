@@ -345,11 +345,15 @@ fn exact_value(evidence: &Evidence, claim: &Claim) -> Option<f64> {
 }
 
 fn exact_summary(evidence: &Evidence, claim: &Claim) -> Option<String> {
-    let Test::Exact { experiment, variant, metric, expected, .. } = &claim.test else { return None };
+    let Test::Exact { experiment, variant, metric, expected, tolerance } = &claim.test else { return None };
     let computed = exact_value(evidence, claim)?;
     let metric = names::metric(evidence.plan.experiment(experiment), metric);
+    let tolerance = match *tolerance {
+        0.0 => String::new(),
+        tolerance => format!(" ± {}", number::parameter(tolerance)),
+    };
     Some(format!(
-        "{} of {}: {} computed, {} expected",
+        "{} of {}: {} computed, {}{tolerance} expected",
         metric.label,
         names::variant(evidence, experiment, variant),
         number::fixed(computed, metric.digits),
