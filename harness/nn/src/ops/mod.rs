@@ -15,6 +15,7 @@ pub(crate) mod cuda;
 mod diagonal_kernel;
 mod diagonal_scan;
 mod discretisation;
+mod distillation;
 mod dropout;
 mod embedding;
 mod fourier;
