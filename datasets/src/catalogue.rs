@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{Error, Split, croissant};
 
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
     ("webster-kjv.json", include_str!("../catalogue/webster-kjv.json")),
     ("ptb.json", include_str!("../catalogue/ptb.json")),
     ("wikitext-103-v1.json", include_str!("../catalogue/wikitext-103-v1.json")),
@@ -16,6 +16,7 @@ const FILES: [(&str, &str); 7] = [
     ("tinyshakespeare.json", include_str!("../catalogue/tinyshakespeare.json")),
     ("war-and-peace.json", include_str!("../catalogue/war-and-peace.json")),
     ("pile-uncopyrighted.json", include_str!("../catalogue/pile-uncopyrighted.json")),
+    ("gsm8k.json", include_str!("../catalogue/gsm8k.json")),
 ];
 
 /// All data sets, in the order in which they are shown.
