@@ -1,0 +1,18 @@
+//! Program-aided Distillation (Zhu et al., NAACL 2024): a small model learns to write programs that solve problems,
+//! from a large model's programs that were run and found right.
+//!
+//! - [`exec`]: runs programs in worker processes under limits; [`judge`]: whether what they printed is right
+//! - [`problems`]: word problems from templates
+
+pub mod exec;
+pub mod judge;
+pub mod problems;
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_papers_facts_are_well_formed() {
+        let paper = replica_core::Paper::parse(include_str!("../paper.toml"), "paper.toml").unwrap();
+        assert_eq!(paper.id, "pad");
+    }
+}
