@@ -2,11 +2,19 @@
 //! from a large model's programs that were run and found right.
 //!
 //! - [`exec`]: runs programs in worker processes under limits; [`judge`]: whether what they printed is right
+//! - [`marks`]: programs from GSM8K's calculator marks
+//! - [`synthesis`]: programs that are run and found right become data
 //! - [`problems`]: word problems from templates
+//! - [`injection`]: broken programs for self-refinement
+//! - [`verify`]: beam search that scores finished lines
 
 pub mod exec;
+pub mod injection;
 pub mod judge;
+pub mod marks;
 pub mod problems;
+pub mod synthesis;
+pub mod verify;
 
 #[cfg(test)]
 mod tests {
