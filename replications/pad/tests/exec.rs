@@ -74,7 +74,9 @@ fn outcomes_agree_with_cpython() {
                 differ.push(format!("{}: {outcome:?}, CPython {}", case["id"], case["cpython"]));
             }
         }
-        println!("{} of {} programs as CPython", cases.len() - differ.len(), cases.len());
+        let known = cases.iter().filter(|case| !case["differs"].is_null()).count();
+        let same = cases.len() - differ.len() - known;
+        println!("{same} of {} programs as CPython, {known} known to differ", cases.len());
         assert!(differ.is_empty(), "{}", differ.join("\n"));
     }
 }
