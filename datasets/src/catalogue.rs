@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{Error, Split, croissant};
 
-const FILES: [(&str, &str); 14] = [
+const FILES: [(&str, &str); 15] = [
     ("webster-kjv.json", include_str!("../catalogue/webster-kjv.json")),
     ("ptb.json", include_str!("../catalogue/ptb.json")),
     ("wikitext-103-v1.json", include_str!("../catalogue/wikitext-103-v1.json")),
@@ -23,6 +23,7 @@ const FILES: [(&str, &str); 14] = [
     ("aan.json", include_str!("../catalogue/aan.json")),
     ("lra-listops-sample.json", include_str!("../catalogue/lra-listops-sample.json")),
     ("listops-nb2018-test.json", include_str!("../catalogue/listops-nb2018-test.json")),
+    ("gsm8k.json", include_str!("../catalogue/gsm8k.json")),
 ];
 
 /// All data sets, in the order in which they are shown.

@@ -73,6 +73,9 @@ pub(crate) enum Command {
     Bench(BenchOptions),
     /// Check this machine: device, threads, folders, disk; and say what to do about problems
     Doctor,
+    /// Run programs of models that come through standard input; started by those who have some
+    #[command(hide = true)]
+    ProgramWorker,
 }
 
 /// Which trials a command is about.

@@ -23,6 +23,7 @@ use clap::Parser;
 use replica_core::Replication;
 
 use arguments::{Arguments, Command};
+use failure::Failure;
 pub use streams::Streams;
 
 /// What every command needs.
@@ -67,6 +68,8 @@ pub fn run(
         Command::Diff(options) => commands::diff::diff(&mut session, options),
         Command::Bench(options) => commands::bench::bench(&mut session, options),
         Command::Doctor => commands::doctor::doctor(&mut session),
+        Command::ProgramWorker => replica_pad::exec::serve(std::io::stdin(), std::io::stdout())
+            .map_err(|error| Failure::environment(error.to_string())),
     };
     let code = match result {
         Ok(()) => 0,

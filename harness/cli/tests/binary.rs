@@ -3,6 +3,8 @@
 
 use std::process::{Command, Output};
 
+use replica_pad::exec::{Limit, Limits, Outcome, Pool, WorkerCommand};
+
 fn replica(line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_replica"));
     command.args(line.split_whitespace()).env("COLUMNS", "100").env("NO_COLOR", "1");
@@ -53,6 +55,18 @@ fn colours_can_be_switched_off() {
         let output = output(line);
         assert!(!output.stdout.contains(&0x1b) && !output.stderr.contains(&0x1b), "{line}");
     }
+}
+
+/// The program is its own worker for programs of models, under its allocator's count.
+#[test]
+fn replica_runs_programs() {
+    let program = env!("CARGO_BIN_EXE_replica").into();
+    let command = WorkerCommand { program, arguments: vec!["program-worker".to_owned()] };
+    let pool = Pool::new(command, 1, Limits { memory: 32 << 20, ..Limits::default() }).unwrap();
+    let programs = ["print(6 * 7)", "x = []\nwhile True:\n    x.append('x' * 100000)", "print([0] * 10**12)"];
+    let outcomes = pool.run(&programs).unwrap();
+    let memory = Outcome::Limited { limit: Limit::Memory };
+    assert_eq!(outcomes, [Outcome::Finished { stdout: "42\n".to_owned() }, memory.clone(), memory]);
 }
 
 #[cfg(unix)]

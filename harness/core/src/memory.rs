@@ -19,6 +19,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 static LIVE: AtomicI64 = AtomicI64::new(0);
 static PEAK: AtomicI64 = AtomicI64::new(0);
+static CEILING: AtomicI64 = AtomicI64::new(i64::MAX);
+
+/// Exit code of a process that went over its ceiling.
+pub const CEILING_EXIT: i32 = 65;
 
 /// An allocator that counts live bytes and their peak over the whole process.
 pub struct Counting<A>(pub A);
@@ -28,18 +32,14 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's contract is the inner allocator's.
         let block = unsafe { self.0.alloc(layout) };
-        if !block.is_null() {
-            grow(layout.size());
-        }
+        count(block, layout.size());
         block
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's contract is the inner allocator's.
         let block = unsafe { self.0.alloc_zeroed(layout) };
-        if !block.is_null() {
-            grow(layout.size());
-        }
+        count(block, layout.size());
         block
     }
 
@@ -54,18 +54,43 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
         let moved = unsafe { self.0.realloc(block, layout, size) };
         if !moved.is_null() {
             LIVE.fetch_sub(layout.size() as i64, Ordering::Relaxed);
-            grow(size);
         }
+        count(moved, size);
         moved
     }
 }
 
-fn grow(size: usize) {
+fn count(block: *mut u8, size: usize) {
+    if block.is_null() {
+        if CEILING.load(Ordering::Relaxed) < i64::MAX {
+            end();
+        }
+        return;
+    }
     let live = LIVE.fetch_add(size as i64, Ordering::Relaxed) + size as i64;
     // the load spares most calls the write, which would bounce between cores
     if live > PEAK.load(Ordering::Relaxed) {
         PEAK.fetch_max(live, Ordering::Relaxed);
+        if live > CEILING.load(Ordering::Relaxed) {
+            end();
+        }
     }
+}
+
+/// Not a panic, whose machinery allocates.
+#[cold]
+fn end() -> ! {
+    // what runs on the way out may allocate
+    CEILING.store(i64::MAX, Ordering::Relaxed);
+    std::process::exit(CEILING_EXIT)
+}
+
+/// From now on the process ends with [`CEILING_EXIT`] when more than this many bytes are allocated at once, or when the
+/// system refuses some: for processes whose work may be lost. Starts a new measurement of the peak. Without a
+/// [`Counting`] allocator nothing happens.
+pub fn set_ceiling(bytes: Option<u64>) {
+    CEILING.store(bytes.map_or(i64::MAX, |b| i64::try_from(b).unwrap_or(i64::MAX)), Ordering::Relaxed);
+    reset_peak();
 }
 
 /// Bytes allocated now, if a [`Counting`] allocator is installed.

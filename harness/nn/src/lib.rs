@@ -44,6 +44,7 @@ pub mod shapes;
 mod simd;
 pub mod staging;
 mod storage;
+pub mod t5;
 pub mod tape;
 
 pub use cache::{KeyValueCache, LayerCache};
@@ -61,4 +62,5 @@ pub use shapes::Shapes;
 pub use simd::{instruction_set, vectorised};
 pub use staging::Staging;
 pub use storage::{slice, slice_mut, slices};
+pub use t5::{T5, T5Config};
 pub use tape::{Gradients, Tape, Value};

@@ -309,6 +309,11 @@ proptest! {
         let labels = labels(n, vocab, &mut Seed(seed).stream("labels"));
         check(&[&[n, vocab]], seed, |x, _| x[0].cross_entropy(&labels));
         check(&[&[n, k], &[vocab, k], &[vocab]], seed, |x, w| x[0].linear_cross_entropy(&w[1], Some(&w[2]), &labels));
+        let teacher = (0..n * vocab).map(|i| ((7 * i + (seed % 13) as usize) % 5) as f64 * 0.4);
+        let teacher = Tensor::from_iter(teacher, &Device::Cpu).unwrap().reshape((n, vocab)).unwrap();
+        for top_p in [None, Some(0.7)] {
+            check(&[&[n, vocab]], seed, |x, _| x[0].distillation(&teacher, top_p));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reference vectors of other implementations, and comparison with them.
 //!
-//! A folder holds `.safetensors` files whose tensors are named `<case>.<part>.<name>` and whose metadata key
-//! `config` says how each case was made, and `.json` files. Tests enumerate what is there; they never list
+//! A folder holds `.safetensors` files whose tensors are named `<case>.<part>.<name>` (or without a case, where a file is
+//! one) and whose metadata key `config` says how each case was made, and `.json` files. Tests enumerate what is there; they never list
 //! cases themselves. This crate serves tests: it panics with a message where something is missing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -55,16 +55,32 @@ pub struct Case {
     tensors: HashMap<String, Tensor>,
 }
 
-/// The cases of a file, sorted by name.
-pub fn cases(path: &Path) -> Vec<Case> {
+/// A file's metadata and tensors.
+fn read(path: &Path) -> (HashMap<String, String>, HashMap<String, Tensor>) {
     let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let (_, header) =
         safetensors::SafeTensors::read_metadata(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let config = header.metadata().as_ref().and_then(|m| m.get("config")).map_or(Value::Null, |text| {
-        serde_json::from_str(text).unwrap_or_else(|e| panic!("{}: metadata `config`: {e}", path.display()))
-    });
-    let all = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    (header.metadata().clone().unwrap_or_default(), tensors)
+}
+
+fn config(path: &Path, metadata: &HashMap<String, String>) -> Value {
+    metadata.get("config").map_or(Value::Null, |text| {
+        serde_json::from_str(text).unwrap_or_else(|e| panic!("{}: metadata `config`: {e}", path.display()))
+    })
+}
+
+/// A file that is one case: its tensors' names start with no case.
+pub fn whole(path: &Path) -> Case {
+    let (metadata, tensors) = read(path);
+    Case { name: stem(path).to_owned(), config: config(path, &metadata), tensors }
+}
+
+/// The cases of a file, sorted by name.
+pub fn cases(path: &Path) -> Vec<Case> {
+    let (metadata, all) = read(path);
+    let config = config(path, &metadata);
     let mut grouped: BTreeMap<String, HashMap<String, Tensor>> = BTreeMap::new();
     for (name, tensor) in all {
         let (case, rest) = name

@@ -1,4 +1,4 @@
-//! Continuing sequences with a trained model: greedy, sampling, beam search.
+//! Continuing sequences with a trained model: greedy, sampling, beam search, beam search that something guides.
 //!
 //! Log-probabilities are computed from the logits in double precision. Among equal ones the lower token id comes
 //! first, in beam search the better beam before that.
@@ -6,6 +6,7 @@
 use candle_core::{DType, Device, Tensor};
 use rand::Rng;
 use replica_core::Seed;
+use replica_nn::t5::Decoding;
 use replica_nn::{KeyValueCache, Value};
 use thiserror::Error;
 
@@ -47,6 +48,16 @@ impl<F: Fn(&Value, &mut KeyValueCache) -> candle_core::Result<Value>> Continue f
     }
 }
 
+impl Continue for Decoding<'_> {
+    fn next_logits(&mut self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        Decoding::next_logits(self, ids)
+    }
+
+    fn select(&mut self, rows: &[u32]) -> candle_core::Result<()> {
+        Decoding::select(self, rows)
+    }
+}
+
 /// When a continuation ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stop {
@@ -77,7 +88,48 @@ pub struct Beams {
     /// Exponent of the length that divides the sum of log-probabilities; 0 ranks by the sum alone, larger numbers
     /// favour longer sequences.
     pub length_penalty: f64,
+    /// When a prompt's search is over.
+    pub stopping: Stopping,
+    /// What counts as length.
+    pub length: Length,
 }
+
+/// When the search after a prompt is over, once `beams` hypotheses are finished.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stopping {
+    /// When the best pair of a step would not beat the worst of them if it ended now (`early_stopping=False`).
+    #[default]
+    Unpromising,
+    /// At once (`early_stopping=True`).
+    Filled,
+    /// When the best pair of a step would not beat the worst of them at any length (`early_stopping="never"`).
+    Hopeless,
+}
+
+/// The length that the sum of log-probabilities is divided by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Length {
+    /// Generated tokens, the end token included.
+    #[default]
+    Generated,
+    /// All tokens but the end token, the prompt included, as transformers did until 4.35.
+    Whole,
+}
+
+/// What takes part in a beam search beside the model.
+pub trait Guide {
+    /// Changes the log-probabilities of the next token after a beam; a token of negative infinity is not taken.
+    fn allow(&mut self, _log_probabilities: &mut [f64]) {}
+
+    /// Adds to [`Continuation::guidance`] of the beams that go on after a step. `open[i]` are those of prompt i, best
+    /// first; none if its search is over.
+    fn judge(&mut self, _open: &mut [&mut [Continuation]]) {}
+}
+
+/// Leaves everything to the model.
+struct Unguided;
+
+impl Guide for Unguided {}
 
 /// What was generated after a prompt.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,6 +140,8 @@ pub struct Continuation {
     pub ended: bool,
     /// Sum of the model's log-probabilities (nats) of the generated tokens, the end token included.
     pub log_probability: f64,
+    /// What a [`Guide`] added to it for ranking.
+    pub guidance: f64,
 }
 
 impl Continuation {
@@ -96,13 +150,25 @@ impl Continuation {
         self.tokens.len() + usize::from(self.ended)
     }
 
-    /// What beam search ranks by: `log_probability / generated^length_penalty`.
-    pub fn score(&self, length_penalty: f64) -> f64 {
-        self.log_probability / (self.generated() as f64).powf(length_penalty)
+    /// What beam search ranks by, after a prompt of `prompt` tokens: log-probability and guidance divided by a power
+    /// of the length.
+    pub fn score(&self, beams: Beams, prompt: usize) -> f64 {
+        beams.score(self.sum(), self.length(beams, prompt))
+    }
+
+    fn sum(&self) -> f64 {
+        self.log_probability + self.guidance
+    }
+
+    fn length(&self, beams: Beams, prompt: usize) -> usize {
+        match beams.length {
+            Length::Generated => self.generated(),
+            Length::Whole => prompt + self.tokens.len(),
+        }
     }
 
     fn empty() -> Self {
-        Self { tokens: Vec::new(), ended: false, log_probability: 0.0 }
+        Self { tokens: Vec::new(), ended: false, log_probability: 0.0, guidance: 0.0 }
     }
 
     /// One token longer.
@@ -192,6 +258,15 @@ impl Sampling {
 }
 
 impl Beams {
+    /// Beam search as transformers does it by default.
+    pub fn new(beams: usize, length_penalty: f64) -> Self {
+        Self { beams, length_penalty, stopping: Stopping::default(), length: Length::default() }
+    }
+
+    fn score(&self, sum: f64, length: usize) -> f64 {
+        sum / (length as f64).powf(self.length_penalty)
+    }
+
     /// What makes no sense, as "key = value: what is allowed".
     pub fn problem(&self) -> Option<String> {
         if self.beams == 0 {
@@ -235,8 +310,7 @@ pub fn sample(
     })
 }
 
-/// Beam search after each of the prompts `[batch, n]` (u32), as Hugging Face's `generate` does it with
-/// `early_stopping=False`. For each prompt returns at most `beams` continuations, best score first.
+/// Beam search after each of the prompts `[batch, n]` (u32), as Hugging Face's `generate` does it. For each prompt returns at most `beams` continuations, best score first.
 ///
 /// At every step, for each prompt still searched:
 /// 1. All (beam, token) pairs are ranked by the sum of log-probabilities; the best `2 * beams` are looked at. A
@@ -244,8 +318,7 @@ pub fn sample(
 /// 2. One whose token is `end` is a finished hypothesis if its rank is below `beams`, and is dropped otherwise. Of
 ///    the finished ones the `beams` best by [`Continuation::score`] are kept.
 /// 3. The best `beams` of the others are the beams of the next step.
-/// 4. The prompt is done if `beams` hypotheses are finished and the worst of them scores at least what the best
-///    pair of this step would if it ended now, or if no beam is left.
+/// 4. The prompt is done if `beams` hypotheses are finished and [`Beams::stopping`] says so, or if no beam is left.
 ///
 /// After `max_new_tokens`, the beams of prompts that are not done count as finished hypotheses.
 /// The search starts from one beam; transformers starts from `beams` equal ones of which all but one have the
@@ -259,22 +332,40 @@ pub fn beam_search(
     stop: Stop,
     beams: Beams,
 ) -> Result<Vec<Vec<Continuation>>, GenerateError> {
+    guided_beam_search(model, prompts, stop, beams, &mut Unguided)
+}
+
+/// As [`beam_search`], with a guide that is asked after every step.
+///
+/// # Errors
+/// See [`GenerateError`].
+pub fn guided_beam_search(
+    model: &mut impl Continue,
+    prompts: &Tensor,
+    stop: Stop,
+    beams: Beams,
+    guide: &mut impl Guide,
+) -> Result<Vec<Vec<Continuation>>, GenerateError> {
     beams.problem().map_or(Ok(()), |problem| Err(GenerateError::Option(problem)))?;
     let batch = check(prompts, stop)?;
-    let mut searches: Vec<Search> = (0..batch).map(|_| Search::new(beams)).collect();
+    let prompt = prompts.dims()[1];
+    let mut searches: Vec<Search> = (0..batch).map(|_| Search::new(beams, prompt, stop)).collect();
     let mut ids = prompts.clone();
     for generated in 0..stop.max_new_tokens {
-        let rows = log_probabilities(&model.next_logits(&ids)?, generated)?;
+        let mut rows = log_probabilities(&model.next_logits(&ids)?, generated)?;
+        rows.iter_mut().for_each(|row| guide.allow(row));
         let (mut origins, mut tokens) = (Vec::new(), Vec::new());
         let mut first = 0;
         for search in &mut searches {
             let count = search.open.len();
-            for (beam, token) in search.step(&rows[first..first + count], stop.end) {
+            for (beam, token) in search.step(&rows[first..first + count]) {
                 origins.push((first + beam) as u32);
                 tokens.push(token);
             }
             first += count;
         }
+        let mut open: Vec<&mut [Continuation]> = searches.iter_mut().map(|s| s.open.as_mut_slice()).collect();
+        guide.judge(&mut open);
         if tokens.is_empty() || generated + 1 == stop.max_new_tokens {
             break;
         }
@@ -287,6 +378,9 @@ pub fn beam_search(
 /// Beam search after one prompt.
 struct Search {
     beams: Beams,
+    /// Tokens of the prompt.
+    prompt: usize,
+    stop: Stop,
     /// Beams that go on, best first.
     open: Vec<Continuation>,
     /// Finished hypotheses, best score first, at most `beams`.
@@ -294,12 +388,27 @@ struct Search {
 }
 
 impl Search {
-    fn new(beams: Beams) -> Self {
-        Self { beams, open: vec![Continuation::empty()], finished: Vec::new() }
+    fn new(beams: Beams, prompt: usize, stop: Stop) -> Self {
+        Self { beams, prompt, stop, open: vec![Continuation::empty()], finished: Vec::new() }
     }
 
     fn score(&self, hypothesis: &Continuation) -> f64 {
-        hypothesis.score(self.beams.length_penalty)
+        hypothesis.score(self.beams, self.prompt)
+    }
+
+    /// Whether nothing that starts with this step's best pair, of this sum and length, is worth waiting for.
+    fn is_over(&self, sum: f64, length: usize) -> bool {
+        let Some(worst) = self.finished.get(self.beams.beams - 1) else { return false };
+        let longest = match self.beams.length {
+            Length::Generated => self.stop.max_new_tokens,
+            Length::Whole => self.prompt + self.stop.max_new_tokens,
+        };
+        let best = match self.beams.stopping {
+            Stopping::Filled => return true,
+            Stopping::Hopeless if self.beams.length_penalty > 0.0 => self.beams.score(sum, longest),
+            Stopping::Hopeless | Stopping::Unpromising => self.beams.score(sum, length),
+        };
+        self.score(worst) >= best
     }
 
     fn add_finished(&mut self, hypothesis: Continuation) {
@@ -311,22 +420,23 @@ impl Search {
 
     /// Beams and tokens that the next step's beams come from; none if the search is done. `rows` are the
     /// log-probabilities after each open beam.
-    fn step(&mut self, rows: &[Vec<f64>], end: Option<u32>) -> Vec<(usize, u32)> {
+    fn step(&mut self, rows: &[Vec<f64>]) -> Vec<(usize, u32)> {
         let width = self.beams.beams;
         let mut pairs: Vec<(f64, usize, usize)> = Vec::new();
         for (beam, row) in rows.iter().enumerate() {
-            let before = self.open[beam].log_probability;
+            let before = self.open[beam].sum();
             let possible = row.iter().enumerate().filter(|(_, p)| **p > f64::NEG_INFINITY);
             pairs.extend(possible.map(|(token, p)| (before + p, beam, token)));
         }
         // the sort is stable: equal sums stay in the order of beams, then tokens
         pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
         pairs.truncate(2 * width);
-        let (mut open, mut origins, mut best) = (Vec::new(), Vec::new(), None);
+        let (mut open, mut origins) = (Vec::new(), Vec::new());
+        let best =
+            pairs.first().map(|(sum, beam, _)| (*sum, self.open[*beam].length(self.beams, self.prompt) + 1));
         for (rank, (_, beam, token)) in pairs.into_iter().enumerate() {
             let mut longer = self.open[beam].clone();
-            longer.push(token as u32, rows[beam][token], end);
-            best.get_or_insert(self.score(&longer));
+            longer.push(token as u32, rows[beam][token], self.stop.end);
             if !longer.ended {
                 if open.len() < width {
                     open.push(longer);
@@ -336,8 +446,7 @@ impl Search {
                 self.add_finished(longer);
             }
         }
-        let worst = self.finished.get(width - 1).map(|worst| self.score(worst));
-        if worst.zip(best).is_some_and(|(worst, best)| worst >= best) {
+        if best.is_some_and(|(sum, length)| self.is_over(sum, length)) {
             open.clear();
             origins.clear();
         }

@@ -56,7 +56,7 @@ fn prompts(rows: &[&[u32]]) -> Tensor {
 
 /// All continuations of at most `stop.max_new_tokens` tokens, those that end early included.
 fn all(model: &Table, prompt: &[u32], stop: Stop) -> Vec<Continuation> {
-    let mut open = vec![Continuation { tokens: vec![], ended: false, log_probability: 0.0 }];
+    let mut open = vec![Continuation { tokens: vec![], ended: false, log_probability: 0.0, guidance: 0.0 }];
     let mut ended = Vec::new();
     for _ in 0..stop.max_new_tokens {
         let mut longer = Vec::new();
@@ -91,12 +91,12 @@ fn beam_search_with_a_beam_for_every_sequence_is_exhaustive() {
         for end in [None, Some(END)] {
             for length_penalty in [0.0, 1.0, 2.0] {
                 let stop = Stop { max_new_tokens: 4, end };
-                let beams = Beams { beams: VOCAB.pow(4), length_penalty };
+                let beams = Beams::new(VOCAB.pow(4), length_penalty);
                 let rows: [&[u32]; 2] = [&[0, 1], &[2, 2]];
                 let found = beam_search(&mut Table::new(seed), &prompts(&rows), stop, beams).unwrap();
                 for (prompt, found) in rows.into_iter().zip(found) {
                     let mut expected = all(&Table::new(seed), prompt, stop);
-                    expected.sort_by(|a, b| b.score(length_penalty).total_cmp(&a.score(length_penalty)));
+                    expected.sort_by(|a, b| b.score(beams, 2).total_cmp(&a.score(beams, 2)));
                     assert_eq!(found.len(), expected.len());
                     found.iter().zip(&expected).for_each(|(a, b)| assert_same(a, b));
                 }
@@ -147,7 +147,7 @@ fn narrow_beams_follow_the_definition() {
         let last = |sum: f64| sum / (stop.max_new_tokens as f64).powf(length_penalty);
         finished.extend(open.into_iter().map(|(tokens, sum)| (last(sum), tokens)));
         rank(&mut finished);
-        let beams = Beams { beams: width, length_penalty };
+        let beams = Beams::new(width, length_penalty);
         let found = beam_search(&mut Table::new(seed), &prompts(&[&[0, 1]]), stop, beams).unwrap();
         let found: Vec<_> = found[0].iter().map(|c| c.tokens.clone()).collect();
         let expected: Vec<_> = finished.into_iter().map(|(_, tokens)| tokens).collect();
@@ -163,7 +163,7 @@ fn one_beam_and_top_k_of_one_are_greedy() {
     for seed in 0..20 {
         let stop = Stop { max_new_tokens: 6, end: None };
         let expected = greedy(&mut Table::new(seed), &rows, stop).unwrap();
-        let beams = Beams { beams: 1, length_penalty: 1.0 };
+        let beams = Beams::new(1, 1.0);
         let found = beam_search(&mut Table::new(seed), &rows, stop, beams).unwrap();
         found.iter().zip(&expected).for_each(|(a, b)| assert_same(&a[0], b));
         let stop = Stop { end: Some(END), ..stop };
@@ -265,8 +265,8 @@ fn errors_name_the_option_and_what_is_allowed() {
         draw(stop, Sampling { top_p: Some(1.5), ..sampling }).starts_with("top_p = 1.5: a number in (0, 1]")
     );
     let search = |beams| beam_search(&mut Table::new(1), &rows, stop, beams).unwrap_err().to_string();
-    assert!(search(Beams { beams: 0, length_penalty: 1.0 }).starts_with("beams = 0: at least 1"));
-    assert!(search(Beams { beams: 1, length_penalty: f64::NAN }).starts_with("length_penalty = NaN"));
+    assert!(search(Beams::new(0, 1.0)).starts_with("beams = 0: at least 1"));
+    assert!(search(Beams::new(1, f64::NAN)).starts_with("length_penalty = NaN"));
     let empty = Tensor::zeros((1, 0), candle_core::DType::U32, &Device::Cpu).unwrap();
     let error = greedy(&mut Table::new(1), &empty, stop).unwrap_err();
     assert!(matches!(error, GenerateError::Prompts { .. }), "{error}");

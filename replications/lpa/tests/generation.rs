@@ -85,8 +85,7 @@ fn beams_keep_their_own_past() {
     let stop = Stop { max_new_tokens: 6, end: Some(4) };
     for (name, model) in models() {
         let mut cached = Cached::new(|ids: &Value, cache: &mut KeyValueCache| model.next_logits(ids, cache));
-        let found =
-            beam_search(&mut cached, &prompts, stop, Beams { beams: 3, length_penalty: 1.0 }).unwrap();
+        let found = beam_search(&mut cached, &prompts, stop, Beams::new(3, 1.0)).unwrap();
         let rows = prompts.to_vec2::<u32>().unwrap();
         for (prompt, found) in rows.iter().zip(&found) {
             assert_eq!(found.len(), 3);

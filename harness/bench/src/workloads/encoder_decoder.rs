@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use replica_nn::ops::{Activation, Attention, Scores};
+use replica_nn::t5::relative_buckets;
 use replica_nn::{Linear, RmsNorm, Tape, Value};
 use serde::Serialize;
 
@@ -15,7 +16,7 @@ use crate::workload::{Model, Workload, draw, take};
 const EPS: f64 = 1e-6;
 
 /// Distance from which on all positions share a bucket.
-const MAX_DISTANCE: f64 = 128.0;
+const MAX_DISTANCE: usize = 128;
 
 /// The sizes.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -47,25 +48,6 @@ impl EncoderDecoder {
     };
 }
 
-/// Bucket of every pair of a query and a key, `[len, len]`: small distances have one of their own, larger ones share
-/// them by their logarithm; both directions share the buckets if both are seen (T5's `_relative_position_bucket`).
-fn buckets(len: usize, bidirectional: bool, buckets: usize) -> Vec<i64> {
-    let of_one_direction = if bidirectional { buckets / 2 } else { buckets };
-    let exact = of_one_direction / 2;
-    let bucket = |query: usize, key: usize| {
-        let ahead = key > query;
-        let distance = if ahead && !bidirectional { 0 } else { key.abs_diff(query) };
-        let within = if distance < exact {
-            distance
-        } else {
-            let beyond = (distance as f64 / exact as f64).ln() / (MAX_DISTANCE / exact as f64).ln();
-            (exact + (beyond * (of_one_direction - exact) as f64) as usize).min(of_one_direction - 1)
-        };
-        (within + if ahead && bidirectional { of_one_direction } else { 0 }) as i64
-    };
-    (0..len).flat_map(|query| (0..len).map(move |key| bucket(query, key))).collect()
-}
-
 impl Workload for EncoderDecoder {
     fn name(&self) -> &'static str {
         "encoder-decoder"
@@ -95,7 +77,7 @@ impl Workload for EncoderDecoder {
             Tensor::from_vec(draw(name, rows * len, self.vocab_size), (rows, len), &Device::Cpu)
         };
         let pairs = |len: usize, bidirectional| {
-            Tensor::from_vec(buckets(len, bidirectional, self.buckets), (len, len), &Device::Cpu)
+            relative_buckets((len, len), bidirectional, self.buckets, MAX_DISTANCE)?.to_dtype(DType::I64)
         };
         Ok(HashMap::from([
             ("source".to_owned(), words("t5 source", s)?),
@@ -249,24 +231,5 @@ impl Model for T5 {
         let encoded = self.encoder.forward(&embed(&self.source)?, None)?;
         let x = self.decoder.forward(&embed(&self.target)?, Some(&encoded))?;
         x.scale(self.scale)?.linear_cross_entropy(&self.table, None, &self.labels)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Values of T5's formula for 32 buckets and a maximal distance of 128.
-    #[test]
-    fn buckets_are_t5s() {
-        let both = buckets(128, true, 32);
-        let at = |query: usize, key: usize| both[query * 128 + key];
-        assert_eq!(
-            [at(9, 9), at(9, 2), at(9, 10), at(9, 12), at(100, 0), at(0, 100)],
-            [0, 7, 17, 19, 15, 31]
-        );
-        let causal = buckets(128, false, 32);
-        let at = |query: usize, key: usize| causal[query * 128 + key];
-        assert_eq!([at(9, 9), at(9, 10), at(20, 5), at(30, 10), at(127, 0)], [0, 0, 15, 17, 31]);
     }
 }

@@ -16,6 +16,7 @@ pub(crate) mod cuda;
 mod diagonal_kernel;
 mod diagonal_scan;
 mod discretisation;
+mod distillation;
 mod dropout;
 mod embedding;
 mod fourier;
