@@ -36,28 +36,30 @@ impl LowRankKernel {
     /// # Errors
     /// Parameters whose shapes do not fit each other, no bilinear discretisation, or length 0.
     pub fn taps(&self, length: usize, beside: &Value) -> Result<Value> {
-        for_device!(cpu self.p, taps(self, length, beside))
+        for_device!(self.p, low_rank_taps(self, length, beside))
     }
 
-    fn tensors(&self) -> [&Tensor; 6] {
+    pub(super) fn size(&self, length: usize) -> Result<Size> {
+        let size = self.diagonal.size(length)?;
+        let (p, discretisation) = (self.p.dims(), self.diagonal.discretisation);
+        if discretisation != Discretisation::Bilinear || self.p.elem_count() != 2 * size.copies * size.n {
+            bail!(
+                "low-rank kernel: P {p:?} for {} sets of {} modes, discretisation {discretisation:?}; it must be Bilinear",
+                size.copies,
+                size.n
+            );
+        }
+        Ok(size)
+    }
+
+    pub(super) fn tensors(&self) -> [&Tensor; 6] {
         let [step, a_real, a_imag, c, b] = self.diagonal.tensors();
         [step, a_real, a_imag, c, b, &self.p]
     }
 }
 
-fn taps<T: Real>(kernel: &LowRankKernel, length: usize, beside: &Value) -> Result<Value> {
-    let size = kernel.diagonal.size(length)?;
-    if kernel.diagonal.discretisation != Discretisation::Bilinear
-        || kernel.p.elem_count() != 2 * size.copies * size.n
-    {
-        bail!(
-            "low-rank kernel: P {:?} for {} sets of {} modes, discretisation {:?}; it must be Bilinear",
-            kernel.p.dims(),
-            size.copies,
-            size.n,
-            kernel.diagonal.discretisation
-        );
-    }
+fn low_rank_taps<T: Real>(kernel: &LowRankKernel, length: usize, beside: &Value) -> Result<Value> {
+    let size = kernel.size(length)?;
     let y = slices::<T, _, 6>(kernel.tensors(), |parameters| forward(kernel, parameters, size))?;
     let y = tensor(y, (size.kernels, size.h, length))?;
     let Some(tape) = Value::recording(&[beside], &kernel.tensors()) else { return Ok(beside.unrecorded(y)) };
