@@ -33,8 +33,9 @@ struct Call {
 impl Call {
     fn new(u: &Tensor, kernel: &Tensor, skip: &Tensor) -> Result<Self> {
         let size = Size::of(u, kernel, skip)?;
-        // the kernels want the taps beyond the sequence to fit in too
-        let n = (size.l + size.taps).next_power_of_two();
+        // the kernels want the taps beyond the sequence to fit in too, on both sides
+        let ahead = if size.both_sides { size.taps } else { 0 };
+        let n = (size.l.max(ahead) + size.taps).next_power_of_two();
         if n > LONGEST {
             bail!(
                 "causal_convolution: {} steps and {} taps; on a GPU at most {LONGEST} together",
