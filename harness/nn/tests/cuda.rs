@@ -427,7 +427,7 @@ fn check_layer(name: &str, width: usize, make: &dyn Fn(VarBuilder<'static>) -> R
     let Some(gpu) = gpu() else { return };
     // drawn on the host: candle's kernels, which computed parameters would need, are not those under test
     let parameters = Parameters::new(Seed(5), DType::F32, &Device::Cpu);
-    make(parameters.builder()).unwrap();
+    let _ = make(parameters.builder()).unwrap();
     for l in LENGTHS {
         let input = numbers(2 * l * width, &mut Seed(9).stream(name));
         let input = Tensor::from_vec(input, (2, l, width), &Device::Cpu).unwrap();
