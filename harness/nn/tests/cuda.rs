@@ -4,13 +4,21 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::HashMap;
 use std::io::Write as _;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::VarBuilder;
 use rand::Rng;
 use replica_core::{Seed, trial};
-use replica_nn::ops::{Activation, Attention, Dropout, IGNORE, RopeTable, Scores};
-use replica_nn::{Gradients, Staging, Tape, Value, accelerator, checkpoint};
+use replica_nn::mamba::{Mamba, MambaConfig};
+use replica_nn::ops::{
+    Activation, Attention, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE, LowRankKernel,
+    RopeTable, Scores, SelectiveScan, StepTransform,
+};
+use replica_nn::s4d::{Modes, S4d, S4dConfig};
+use replica_nn::s5::{OutputInit, S5, S5Config};
+use replica_nn::{Gradients, Parameters, Staging, Tape, Value, accelerator, checkpoint};
 
 /// The first GPU, or nothing and a line that says why. It goes past the test harness, which would swallow it.
 fn gpu() -> Option<Device> {
@@ -168,7 +176,9 @@ fn positions() {
     let table = RopeTable::new(16, 64, 10_000.0).unwrap();
     for (batch, t, start) in [(1, 1, 0), (2, 7, 3), (3, 40, 20)] {
         check("rope", &[&[batch, t, 48]], &|x, _| x[0].rope(&table, start));
-        check("add_positions", &[&[batch, t, 48], &[t + start, 48]], &|x, w| x[0].add_positions(&w[1]));
+        let shapes: [&[usize]; 2] = [&[batch, t, 48], &[t + start + 1, 48]];
+        check("add_positions", &shapes, &|x, w| x[0].add_positions(&w[1]));
+        check("add_positions_from", &shapes, &|x, w| x[0].add_positions_from(&w[1], start));
     }
 }
 
@@ -177,6 +187,10 @@ fn layouts() {
     for (batch, a, b) in [(1, 1, 1), (2, 5, 70), (3, 64, 33)] {
         check("transpose", &[&[batch, a, b]], &|x, _| x[0].transpose());
         check("glu", &[&[batch, a, 2 * b]], &|x, _| x[0].glu());
+        // overlapping parts, and elements that are in none
+        check("columns", &[&[batch, a, b + 9]], &|x, _| {
+            x[0].columns(1..b + 1)?.add(&x[0].columns(8..b + 8)?)
+        });
         let buckets: Vec<u32> = (0..(a * b) as u32).map(|i| i * i % 7).collect();
         check("relative_bias", &[&[7, 3], &[3, a, b]], &|x, w| {
             let buckets = Tensor::from_slice(&buckets, (a, b), w[0].device())?;
@@ -255,6 +269,243 @@ fn scores() {
             x[0].attention_with(&x[1], &x[2], attention(true), scores)
         });
     }
+}
+
+/// Lengths of sequences: single steps, less than a chunk, several chunks.
+const LENGTHS: [usize; 5] = [1, 2, 7, 64, 1000];
+
+#[test]
+fn short_convolutions() {
+    for l in LENGTHS {
+        for taps in [1, 4] {
+            let shapes: [&[usize]; 3] = [&[2, l, 5], &[6, 5, taps], &[6]];
+            check("causal_conv1d", &shapes, &|x, w| x[0].causal_conv1d(&w[1], Some(&w[2])));
+            check("causal_conv1d without bias", &shapes[..2], &|x, w| {
+                // twice: the second gradient is added to the first
+                x[0].causal_conv1d(&w[1], None)?.add(&x[0].causal_conv1d(&w[1], None)?)
+            });
+        }
+        for (channels, taps) in [(5, 4), (130, 7)] {
+            for silu in [false, true] {
+                let shapes: [&[usize]; 3] = [&[2, l, channels], &[channels, 1, taps], &[channels]];
+                check("depthwise_conv1d", &shapes, &|x, w| x[0].depthwise_conv1d(&w[1], Some(&w[2]), silu));
+                check("depthwise_conv1d without bias", &shapes[..2], &|x, w| {
+                    x[0].depthwise_conv1d(&w[1], None, silu)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn long_convolutions() {
+    for (batch, h, l, taps, sides) in [
+        (1, 1, 1, 1, 1),
+        (3, 2, 2, 5, 2),
+        (2, 3, 7, 7, 2),
+        (11, 2, 64, 64, 1),
+        (3, 1, 1000, 1000, 2),
+        (3, 1, 1000, 30, 1),
+        (3, 1, 5000, 5000, 1),
+        (1, 1, 16384, 16384, 2),
+    ] {
+        check("causal_convolution", &[&[batch, h, l], &[sides, h, taps], &[h]], &|x, w| {
+            // taps get smaller, as those of a model do, so that sums do not lose digits in either order
+            x[0].causal_convolution(&x[1].scale(1.0 / taps as f64)?, &w[2])
+        });
+    }
+}
+
+/// Parameters of diagonal kernels in the order of [`diagonal`]: steps, A, B, C.
+fn kernel_shapes(kernels: usize, copies: usize, h: usize, n: usize) -> [Vec<usize>; 5] {
+    [vec![h], vec![copies, n], vec![copies, n], vec![1, copies, n, 2], vec![kernels, h, n, 2]]
+}
+
+fn diagonal(w: &[Tensor], discretisation: Discretisation, length: usize) -> DiagonalKernel {
+    DiagonalKernel {
+        step: w[0].clone(),
+        a_real: w[1].clone(),
+        a_imag: w[2].clone(),
+        b: Some(w[3].clone()),
+        c: w[4].clone(),
+        transform: if length == 64 { StepTransform::Exp } else { StepTransform::Softplus },
+        conjugate: length != 2,
+        discretisation,
+        // modes live on over a good part of the sequence
+        rate: 3.0 / length as f64,
+    }
+}
+
+#[test]
+fn kernels_of_state_space_models() {
+    for length in [1, 2, 7, 64, 1000, 1021] {
+        for (kernels, copies, h, n) in [(1, 1, 1, 1), (2, 2, 6, 3), (1, 2, 2, 33)] {
+            let mut shapes = kernel_shapes(kernels, copies, h, n).to_vec();
+            for discretisation in [Discretisation::ZeroOrderHold, Discretisation::Bilinear] {
+                let views: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+                check("diagonal kernel", &views, &|x, w| {
+                    diagonal(w, discretisation, length).taps(length, &x[0])
+                });
+            }
+            shapes.push(vec![1, copies, n, 2]);
+            let views: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+            check("low-rank kernel", &views, &|x, w| {
+                let diagonal = diagonal(w, Discretisation::Bilinear, length);
+                LowRankKernel { diagonal, p: w[5].clone() }.taps(length, &x[0])
+            });
+        }
+    }
+}
+
+#[test]
+fn diagonal_scans() {
+    for l in LENGTHS {
+        for (bidirectional, whole, varying, discretisation) in [
+            (false, true, false, Discretisation::ZeroOrderHold),
+            (false, true, true, Discretisation::ZeroOrderHold),
+            (true, true, false, Discretisation::Bilinear),
+            (true, false, true, Discretisation::Bilinear),
+        ] {
+            let (batch, h, p) = (2, 3, 70);
+            let modes = if bidirectional && whole { 2 * p } else { p };
+            let (input, lambda, step, b, d) = ([batch, l, h], [p], [p, 1], [p, h, 2], [h]);
+            let c: &[usize] = &[h, modes, 2];
+            let mut shapes: Vec<&[usize]> = vec![&input, &lambda, &lambda, &step, &b, &d, c];
+            if bidirectional && !whole {
+                shapes.push(c);
+            }
+            check("diagonal_scan", &shapes, &|x, w| {
+                let intervals: Vec<f32> = (0..batch * l).map(|i| 0.25 + (i % 7) as f32 / 8.0).collect();
+                let intervals = Tensor::from_vec(intervals, (batch, l), w[0].device())?;
+                let model = DiagonalScan {
+                    lambda_re: w[1].clone(),
+                    lambda_im: w[2].clone(),
+                    log_step: w[3].clone(),
+                    b: w[4].clone(),
+                    c: w[6..].to_vec(),
+                    skip: w[5].clone(),
+                    discretisation,
+                    bidirectional,
+                    conjugate_pairs: l != 7,
+                    clip: true,
+                    rate: 2.0 / l as f64,
+                };
+                x[0].diagonal_scan(&model, varying.then_some(&intervals))
+            });
+        }
+    }
+}
+
+#[test]
+fn selective_scans() {
+    for l in LENGTHS {
+        for (batch, d, n, softplus) in [(1, 1, 1, true), (2, 37, 16, true), (2, 5, 3, false)] {
+            let (inputs, modes, a, channel) = ([batch, l, d], [batch, l, n], [d, n], [d]);
+            let mut shapes: Vec<&[usize]> = vec![&inputs, &inputs, &modes, &modes, &a, &channel];
+            if softplus {
+                shapes.push(&channel);
+            }
+            check("selective_scan", &shapes, &|x, w| {
+                let weights = SelectiveScan {
+                    a_log: w[4].clone(),
+                    skip: Some(w[5].clone()),
+                    delta_bias: w.get(6).cloned(),
+                    softplus,
+                };
+                // steps are positive without softplus too
+                let delta = if softplus { x[1].clone() } else { x[1].activate(Activation::Sigmoid)? };
+                x[0].selective_scan(&delta, &x[2], &x[3], &weights)
+            });
+        }
+    }
+}
+
+type Layer = Box<dyn Fn(&Value) -> Result<Value>>;
+
+/// Compares a layer's output and the gradients of all its parameters and of its input with the CPU.
+fn check_layer(name: &str, width: usize, make: &dyn Fn(VarBuilder<'static>) -> Result<Layer>) {
+    let Some(gpu) = gpu() else { return };
+    // drawn on the host: candle's kernels, which computed parameters would need, are not those under test
+    let parameters = Parameters::new(Seed(5), DType::F32, &Device::Cpu);
+    let _ = make(parameters.builder()).unwrap();
+    for l in LENGTHS {
+        let input = numbers(2 * l * width, &mut Seed(9).stream(name));
+        let input = Tensor::from_vec(input, (2, l, width), &Device::Cpu).unwrap();
+        let run = |device: &Device| {
+            let variables: Vec<(String, Var)> = parameters
+                .all()
+                .into_iter()
+                .map(|(name, tensor)| (name, Var::from_tensor(&sent(&tensor, DType::F32, device)).unwrap()))
+                .collect();
+            let tensors: HashMap<String, Tensor> =
+                variables.iter().map(|(name, v)| (name.clone(), v.as_tensor().clone())).collect();
+            let layer = make(VarBuilder::from_tensors(tensors, DType::F32, device)).unwrap();
+            let x = Var::from_tensor(&sent(&input, DType::F32, device)).unwrap();
+            let gradients = Gradients::default();
+            let tape = Tape::new(&gradients);
+            let y = layer(&tape.variable(&x).unwrap()).unwrap();
+            let cotangent = numbers(y.tensor().elem_count(), &mut Seed(7).stream("cotangent"));
+            let cotangent = Tensor::from_vec(cotangent, y.tensor().shape(), &Device::Cpu).unwrap();
+            tape.backward_from(&y, sent(&cotangent, DType::F32, device)).unwrap();
+            let host = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let mut results = vec![("output".to_owned(), host(y.tensor()))];
+            results.push(("gradient of the input".to_owned(), host(&gradients.tensor(&x).unwrap())));
+            for (parameter, tensor) in &variables {
+                results.push((parameter.clone(), host(&gradients.tensor(tensor).expect("a gradient"))));
+            }
+            results
+        };
+        for ((what, expected), (_, got)) in run(&Device::Cpu).into_iter().zip(run(&gpu)) {
+            let largest = expected.iter().fold(1e-6f32, |a, x| a.max(x.abs()));
+            for (i, (a, b)) in expected.iter().zip(&got).enumerate() {
+                assert!(
+                    (a - b).abs() < 5e-5 * largest,
+                    "{name}, {l} steps, {what}[{i}]: {b}, {a} on the CPU"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_of_state_space_models() {
+    let config = S4dConfig {
+        width: 6,
+        state: 8,
+        copies: 2,
+        modes: Modes::Legs,
+        steps: (1e-3, 1e-1),
+        transform: StepTransform::Exp,
+        discretisation: Discretisation::ZeroOrderHold,
+        bidirectional: true,
+        dropout: 0.0,
+    };
+    check_layer("S4D", 6, &|vb| {
+        let layer = S4d::new(config, vb)?;
+        Ok(Box::new(move |x: &Value| layer.forward(x, None)))
+    });
+    check_layer("minimal S4D", 6, &|vb| {
+        let layer = S4d::minimal(6, 8, 0.0, vb)?;
+        Ok(Box::new(move |x: &Value| layer.forward(x, None)))
+    });
+    let config = S5Config {
+        width: 5,
+        state: 16,
+        blocks: 2,
+        steps: (1e-3, 1e-1),
+        output: OutputInit::Lecun,
+        discretisation: Discretisation::ZeroOrderHold,
+        bidirectional: true,
+        clip: false,
+    };
+    check_layer("S5", 5, &|vb| {
+        let layer = S5::new(config, vb)?;
+        Ok(Box::new(move |x: &Value| layer.forward(x)))
+    });
+    check_layer("Mamba", 8, &|vb| {
+        let layer = Mamba::new(MambaConfig::new(8), 1, vb)?;
+        Ok(Box::new(move |x: &Value| layer.forward(x)))
+    });
 }
 
 #[test]

@@ -25,19 +25,15 @@ impl Value {
     /// # Errors
     /// The sequence is longer than the table, or the widths differ.
     pub fn add_positions(&self, table: &Tensor) -> Result<Value> {
-        for_device!(self.tensor(), add_positions(self, table))
+        self.add_positions_from(table, 0)
     }
 
-    /// `self[b, t, :] + table[start + t, :]`: the sequence follows `start` tokens that were seen before. On the CPU
-    /// only, unless `start` is 0.
+    /// `self[b, t, :] + table[start + t, :]`: the sequence follows `start` tokens that were seen before.
     ///
     /// # Errors
     /// As [`Value::add_positions`].
     pub fn add_positions_from(&self, table: &Tensor, start: usize) -> Result<Value> {
-        match start {
-            0 => self.add_positions(table),
-            _ => for_device!(cpu self.tensor(), add_positions_from(self, table, start)),
-        }
+        for_device!(self.tensor(), add_positions_from(self, table, start))
     }
 }
 
@@ -67,17 +63,19 @@ fn add<T: Real>(a: &Value, b: &Value) -> Result<Value> {
     }))
 }
 
-fn add_positions<T: Real>(x: &Value, table: &Tensor) -> Result<Value> {
-    add_positions_from::<T>(x, table, 0)
-}
-
-fn add_positions_from<T: Real>(x: &Value, table: &Tensor, start: usize) -> Result<Value> {
-    let (batch, t, width) = x.tensor().dims3()?;
+/// Batch, steps and width of a sequence whose positions are in the table.
+pub(super) fn sizes(x: &Tensor, table: &Tensor, start: usize) -> Result<(usize, usize, usize)> {
+    let (batch, t, width) = x.dims3()?;
     let (rows, table_width) = table.dims2()?;
     if start + t > rows || width != table_width {
         let input = format!("input [{batch}, {t}, {width}] from position {start}");
         bail!("add_positions: {input} for a table [{rows}, {table_width}]");
     }
+    Ok((batch, t, width))
+}
+
+fn add_positions_from<T: Real>(x: &Value, table: &Tensor, start: usize) -> Result<Value> {
+    let (batch, t, width) = sizes(x.tensor(), table, start)?;
     let (first, len) = (start * width, t * width);
     let mut y = buffer::<T>(batch * len);
     slice::<T, _>(x.tensor(), |x| {

@@ -28,26 +28,26 @@ impl Value {
     /// as in S4, starts one step later: it adds the sum over s of `kernel[1][s] u[t + 1 + s]`.
     ///
     /// # Errors
-    /// Shapes that do not fit each other, or no elements.
+    /// Shapes that do not fit each other, or no elements; on a GPU more than 65,536 steps and taps together.
     pub fn causal_convolution(&self, kernel: &Value, skip: &Tensor) -> Result<Value> {
-        for_device!(cpu self.tensor(), convolve(self, kernel, skip))
+        for_device!(self.tensor(), causal_convolution(self, kernel, skip))
     }
 }
 
 /// The sizes of one call.
 #[derive(Clone, Copy)]
-struct Size {
-    batch: usize,
-    h: usize,
-    l: usize,
-    taps: usize,
-    both_sides: bool,
+pub(super) struct Size {
+    pub(super) batch: usize,
+    pub(super) h: usize,
+    pub(super) l: usize,
+    pub(super) taps: usize,
+    pub(super) both_sides: bool,
     /// Length of the transforms.
     n: usize,
 }
 
 impl Size {
-    fn of(u: &Tensor, kernel: &Tensor, skip: &Tensor) -> Result<Self> {
+    pub(super) fn of(u: &Tensor, kernel: &Tensor, skip: &Tensor) -> Result<Self> {
         let (u, kernel) = (u.dims(), kernel.dims());
         let (&[batch, h, l], &[sides, channels, taps]) = (u, kernel) else {
             bail!("causal_convolution: input {u:?} and kernel {kernel:?}; both have three dimensions");
@@ -75,7 +75,7 @@ impl Size {
         if self.both_sides { self.taps.min(self.l - 1) } else { 0 }
     }
 
-    fn pairs(self) -> usize {
+    pub(super) fn pairs(self) -> usize {
         self.batch.div_ceil(2)
     }
 
@@ -144,7 +144,7 @@ fn product<T: Real>(z: Complex<T>, k: Complex<T>, conjugate: bool) -> Complex<T>
     Complex { re: z.re.mul_add(k.re, T::zero() - z.im * im), im: z.re.mul_add(im, z.im * k.re) }
 }
 
-fn convolve<T: Transform>(u: &Value, kernel: &Value, skip: &Tensor) -> Result<Value> {
+fn causal_convolution<T: Transform>(u: &Value, kernel: &Value, skip: &Tensor) -> Result<Value> {
     let size = Size::of(u.tensor(), kernel.tensor(), skip)?;
     let tape = Value::recording(&[u, kernel], &[skip]);
     let mut spectra = buffer::<T>(if tape.is_some() { 2 * size.h * size.pairs() * size.n } else { 0 });

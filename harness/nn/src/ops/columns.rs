@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, bail};
+use candle_core::{Result, Shape, bail};
 use rayon::prelude::*;
 
 use super::{ROWS, for_device};
@@ -18,20 +18,25 @@ impl Value {
     /// # Errors
     /// There are fewer columns, or the range is empty.
     pub fn columns(&self, range: Range<usize>) -> Result<Value> {
-        for_device!(cpu self.tensor(), columns(self, range))
+        for_device!(self.tensor(), columns(self, range))
+    }
+}
+
+/// The shape of the columns, and the width they are taken from.
+pub(super) fn part_of(shape: &Shape, range: &Range<usize>) -> Result<(Vec<usize>, usize)> {
+    let mut dims = shape.dims().to_vec();
+    match dims.last_mut() {
+        Some(last) if !range.is_empty() && range.end <= *last => {
+            let width = std::mem::replace(last, range.len());
+            Ok((dims, width))
+        }
+        _ => bail!("columns: {range:?} of an input {dims:?}"),
     }
 }
 
 fn columns<T: Real>(x: &Value, range: Range<usize>) -> Result<Value> {
     let shape = x.tensor().shape().clone();
-    let mut dims = shape.dims().to_vec();
-    let width = dims.last().copied().unwrap_or(0);
-    if range.is_empty() || range.end > width {
-        bail!("columns: {range:?} of an input {dims:?}");
-    }
-    if let Some(last) = dims.last_mut() {
-        *last = range.len();
-    }
+    let (dims, width) = part_of(&shape, &range)?;
     let part = range.len();
     let mut y = buffer::<T>(shape.elem_count() / width * part);
     slices::<T, _, 1>([x.tensor()], |[x]| {

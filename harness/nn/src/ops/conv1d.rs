@@ -25,30 +25,30 @@ impl Value {
     /// # Errors
     /// Shapes that do not fit each other.
     pub fn causal_conv1d(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Value> {
-        for_device!(cpu self.tensor(), dense(self, weight, bias))
+        for_device!(self.tensor(), causal_conv1d(self, weight, bias))
     }
 
     /// As [`Value::causal_conv1d`], every channel with its own taps and no other channel; then SiLU if wanted.
     ///
     /// # Errors
-    /// Shapes that do not fit each other.
+    /// Shapes that do not fit each other; on a GPU more than 16 taps.
     pub fn depthwise_conv1d(&self, weight: &Tensor, bias: Option<&Tensor>, silu: bool) -> Result<Value> {
-        for_device!(cpu self.tensor(), depthwise(self, weight, bias, silu))
+        for_device!(self.tensor(), depthwise_conv1d(self, weight, bias, silu))
     }
 }
 
 /// The sizes of one call; `into` is 1 for the channel-wise form.
 #[derive(Clone, Copy)]
-struct Size {
-    batch: usize,
-    l: usize,
-    from: usize,
-    into: usize,
-    taps: usize,
+pub(super) struct Size {
+    pub(super) batch: usize,
+    pub(super) l: usize,
+    pub(super) from: usize,
+    pub(super) into: usize,
+    pub(super) taps: usize,
 }
 
 impl Size {
-    fn of(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, depthwise: bool) -> Result<Self> {
+    pub(super) fn of(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, depthwise: bool) -> Result<Self> {
         let (batch, l, channels) = x.dims3()?;
         let (out, into, taps) = weight.dims3()?;
         let fits = if depthwise { out == channels && into == 1 } else { into == channels };
@@ -80,7 +80,7 @@ fn windows<T: Real>(y: &mut [T], add: bool, x: &[T], w: &[T], (l, o, taps): (usi
     }
 }
 
-fn dense<T: Real>(x: &Value, weight: &Tensor, bias: Option<&Tensor>) -> Result<Value> {
+fn causal_conv1d<T: Real>(x: &Value, weight: &Tensor, bias: Option<&Tensor>) -> Result<Value> {
     let size = Size::of(x.tensor(), weight, bias, false)?;
     let Size { batch, l, from, into, taps } = size;
     let padding = (taps - 1) * from;
@@ -194,7 +194,7 @@ fn at_step<T: Real>(y: &mut [T], x: &[T], w: &[T], bias: &[T], t: usize) {
     }
 }
 
-fn depthwise<T: Real>(x: &Value, weight: &Tensor, bias: Option<&Tensor>, silu: bool) -> Result<Value> {
+fn depthwise_conv1d<T: Real>(x: &Value, weight: &Tensor, bias: Option<&Tensor>, silu: bool) -> Result<Value> {
     let size = Size::of(x.tensor(), weight, bias, true)?;
     let Size { batch, l, from: channels, taps, .. } = size;
     let w = slices::<T, _, 1>([weight], |[w]| tap_rows(w, taps))?;

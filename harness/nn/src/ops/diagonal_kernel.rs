@@ -68,7 +68,7 @@ impl DiagonalKernel {
     /// # Errors
     /// Parameters whose shapes do not fit each other, or length 0.
     pub fn taps(&self, length: usize, beside: &Value) -> Result<Value> {
-        for_device!(cpu self.c, taps(self, length, beside))
+        for_device!(self.c, diagonal_taps(self, length, beside))
     }
 
     /// The same kernel with other tensors.
@@ -216,7 +216,7 @@ fn powers<T: Real>(z: Complex64, re: &mut [T], im: &mut [T]) -> Complex64 {
     power
 }
 
-fn taps<T: Real>(kernel: &DiagonalKernel, length: usize, beside: &Value) -> Result<Value> {
+fn diagonal_taps<T: Real>(kernel: &DiagonalKernel, length: usize, beside: &Value) -> Result<Value> {
     let size = kernel.size(length)?;
     let y = slices::<T, _, 5>(kernel.tensors(), |parameters| forward(kernel, parameters, size))?;
     let y = tensor(y, (size.kernels, size.h, length))?;

@@ -55,24 +55,24 @@ impl Value {
     /// input t of a sequence is its mode's step times the interval; they get no gradient.
     ///
     /// # Errors
-    /// Shapes that do not fit each other.
+    /// Shapes that do not fit each other; on a GPU a C that is neither whole nor one a direction.
     pub fn diagonal_scan(&self, model: &DiagonalScan, intervals: Option<&Tensor>) -> Result<Value> {
-        for_device!(cpu self.tensor(), scan(self, model, intervals))
+        for_device!(self.tensor(), diagonal_scan(self, model, intervals))
     }
 }
 
 /// The sizes of one call.
 #[derive(Clone, Copy)]
-struct Size {
-    batch: usize,
-    l: usize,
-    h: usize,
-    p: usize,
-    directions: usize,
+pub(super) struct Size {
+    pub(super) batch: usize,
+    pub(super) l: usize,
+    pub(super) h: usize,
+    pub(super) p: usize,
+    pub(super) directions: usize,
 }
 
 impl Size {
-    fn of(u: &Tensor, model: &DiagonalScan, intervals: Option<&Tensor>) -> Result<Self> {
+    pub(super) fn of(u: &Tensor, model: &DiagonalScan, intervals: Option<&Tensor>) -> Result<Self> {
         let (&[batch, l, h], &[p, _, 2]) = (u.dims(), model.b.dims()) else {
             bail!(
                 "diagonal_scan: input {:?}, B {:?}; expected [batch, l, h], [p, h, 2]",
@@ -110,7 +110,7 @@ impl Size {
         Ok(Self { batch, l, h, p, directions })
     }
 
-    fn rows(self) -> usize {
+    pub(super) fn rows(self) -> usize {
         self.batch * self.l
     }
 
@@ -333,7 +333,7 @@ fn output_matrix<T: Real>(model: &DiagonalScan, size: Size) -> Result<Vec<T>> {
     Ok(matrix)
 }
 
-fn scan<T: Real>(u: &Value, model: &DiagonalScan, intervals: Option<&Tensor>) -> Result<Value> {
+fn diagonal_scan<T: Real>(u: &Value, model: &DiagonalScan, intervals: Option<&Tensor>) -> Result<Value> {
     let size = Size::of(u.tensor(), model, intervals)?;
     let modes = Modes::new::<T>(model, intervals.is_none())?;
     let intervals = intervals.map(|i| slices::<T, _, 1>([i], |[i]| i.to_vec())).transpose()?;

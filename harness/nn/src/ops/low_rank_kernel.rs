@@ -36,7 +36,7 @@ impl LowRankKernel {
     /// # Errors
     /// Parameters whose shapes do not fit each other, no bilinear discretisation, or length 0.
     pub fn taps(&self, length: usize, beside: &Value) -> Result<Value> {
-        for_device!(cpu self.p, taps(self, length, beside))
+        for_device!(self.p, low_rank_taps(self, length, beside))
     }
 
     /// What C of a kernel as initialised becomes when it is to be trained for a length: `C (I - Ab^length)`, of the
@@ -48,30 +48,27 @@ impl LowRankKernel {
         for_device!(cpu self.p, trained_c(self, length))
     }
 
-    fn tensors(&self) -> [&Tensor; 6] {
+    pub(super) fn size(&self, length: usize) -> Result<Size> {
+        let size = self.diagonal.size(length)?;
+        let (p, discretisation) = (self.p.dims(), self.diagonal.discretisation);
+        if discretisation != Discretisation::Bilinear || self.p.elem_count() != 2 * size.copies * size.n {
+            bail!(
+                "low-rank kernel: P {p:?} for {} sets of {} modes, discretisation {discretisation:?}; it must be Bilinear",
+                size.copies,
+                size.n
+            );
+        }
+        Ok(size)
+    }
+
+    pub(super) fn tensors(&self) -> [&Tensor; 6] {
         let [step, a_real, a_imag, c, b] = self.diagonal.tensors();
         [step, a_real, a_imag, c, b, &self.p]
     }
 }
 
-fn size_of(kernel: &LowRankKernel, length: usize) -> Result<Size> {
-    let size = kernel.diagonal.size(length)?;
-    if kernel.diagonal.discretisation != Discretisation::Bilinear
-        || kernel.p.elem_count() != 2 * size.copies * size.n
-    {
-        bail!(
-            "low-rank kernel: P {:?} for {} sets of {} modes, discretisation {:?}; it must be Bilinear",
-            kernel.p.dims(),
-            size.copies,
-            size.n,
-            kernel.diagonal.discretisation
-        );
-    }
-    Ok(size)
-}
-
 fn trained_c<T: Real>(kernel: &LowRankKernel, length: usize) -> Result<Tensor> {
-    let size = size_of(kernel, length)?;
+    let size = kernel.size(length)?;
     let mut trained = vec![Complex64::ZERO; size.kernels * size.h * size.n];
     slices::<T, _, 6>(kernel.tensors(), |parameters| {
         for h in 0..size.h {
@@ -86,8 +83,8 @@ fn trained_c<T: Real>(kernel: &LowRankKernel, length: usize) -> Result<Tensor> {
     tensor(numbers, kernel.diagonal.c.shape())
 }
 
-fn taps<T: Real>(kernel: &LowRankKernel, length: usize, beside: &Value) -> Result<Value> {
-    let size = size_of(kernel, length)?;
+fn low_rank_taps<T: Real>(kernel: &LowRankKernel, length: usize, beside: &Value) -> Result<Value> {
+    let size = kernel.size(length)?;
     let y = slices::<T, _, 6>(kernel.tensors(), |parameters| forward(kernel, parameters, size))?;
     let y = tensor(y, (size.kernels, size.h, length))?;
     let Some(tape) = Value::recording(&[beside], &kernel.tensors()) else { return Ok(beside.unrecorded(y)) };

@@ -42,7 +42,7 @@ impl Value {
     /// The scan of `self` `[batch, l, d]` with `delta` `[batch, l, d]`, `b` and `c` `[batch, l, n]`.
     ///
     /// # Errors
-    /// Shapes that do not fit each other.
+    /// Shapes that do not fit each other; on a GPU more than 16 modes.
     pub fn selective_scan(
         &self,
         delta: &Value,
@@ -50,21 +50,41 @@ impl Value {
         c: &Value,
         weights: &SelectiveScan,
     ) -> Result<Value> {
-        for_device!(cpu self.tensor(), scan([self, delta, b, c], weights))
+        for_device!(self.tensor(), selective_scan([self, delta, b, c], weights))
     }
 }
 
 /// The sizes of one call.
 #[derive(Clone, Copy)]
-struct Size {
-    batch: usize,
-    l: usize,
-    d: usize,
-    n: usize,
+pub(super) struct Size {
+    pub(super) batch: usize,
+    pub(super) l: usize,
+    pub(super) d: usize,
+    pub(super) n: usize,
     softplus: bool,
 }
 
 impl Size {
+    pub(super) fn of([u, delta, b, c]: [&Tensor; 4], weights: &SelectiveScan) -> Result<Self> {
+        let (batch, l, d) = u.dims3()?;
+        let (_, n) = weights.a_log.dims2()?;
+        let per_channel = |w: &Option<Tensor>| w.as_ref().is_none_or(|w| w.dims() == [d]);
+        let fits = delta.dims() == u.dims()
+            && b.dims() == [batch, l, n]
+            && c.dims() == [batch, l, n]
+            && weights.a_log.dims() == [d, n]
+            && per_channel(&weights.skip)
+            && per_channel(&weights.delta_bias);
+        if !fits || batch * l * d * n == 0 {
+            let (a, delta, b, c) = (weights.a_log.dims(), delta.dims(), b.dims(), c.dims());
+            bail!(
+                "selective_scan: u [{batch}, {l}, {d}], delta {delta:?}, B {b:?}, C {c:?}, A {a:?}; expected delta like \
+                 u, B and C [{batch}, {l}, n], A [{d}, n], skip and bias [{d}]"
+            );
+        }
+        Ok(Self { batch, l, d, n, softplus: weights.softplus })
+    }
+
     fn blocks(self) -> usize {
         self.d.div_ceil(LANES)
     }
@@ -156,32 +176,15 @@ fn steps<T: Real>(delta: Lanes<T>, bias: &Lanes<T>, transform: bool) -> Lanes<T>
     step
 }
 
-fn scan<T: Real>(inputs: [&Value; 4], weights: &SelectiveScan) -> Result<Value> {
+fn selective_scan<T: Real>(inputs: [&Value; 4], weights: &SelectiveScan) -> Result<Value> {
     let tensors = inputs.map(Value::tensor);
-    let [u, delta, b, c] = tensors;
-    let (batch, l, d) = u.dims3()?;
-    let (_, n) = weights.a_log.dims2()?;
-    let per_channel = |w: &Option<Tensor>| w.as_ref().is_none_or(|w| w.dims() == [d]);
-    let fits = delta.dims() == u.dims()
-        && b.dims() == [batch, l, n]
-        && c.dims() == [batch, l, n]
-        && weights.a_log.dims() == [d, n]
-        && per_channel(&weights.skip)
-        && per_channel(&weights.delta_bias);
-    if !fits || batch * l * d * n == 0 {
-        let (a, delta, b, c) = (weights.a_log.dims(), delta.dims(), b.dims(), c.dims());
-        bail!(
-            "selective_scan: u [{batch}, {l}, {d}], delta {delta:?}, B {b:?}, C {c:?}, A {a:?}; expected delta like u, \
-             B and C [{batch}, {l}, n], A [{d}, n], skip and bias [{d}]"
-        );
-    }
-    let size = Size { batch, l, d, n, softplus: weights.softplus };
+    let size = Size::of(tensors, weights)?;
     let trainable: Vec<&Tensor> =
         std::iter::once(&weights.a_log).chain(&weights.skip).chain(&weights.delta_bias).collect();
     let tape = Value::recording(&inputs, &trainable);
     let lanes = Weights::<T>::new(weights, size)?;
     let (y, states) = slices::<T, _, 4>(tensors, |inputs| forward(inputs, &lanes, tape.is_some(), size))?;
-    let y = tensor(y, u.shape())?;
+    let y = tensor(y, tensors[0].shape())?;
     let Some(tape) = tape else { return Ok(inputs[0].unrecorded(y)) };
     let (slots, kept, weights) = (inputs.map(Value::slot), tensors.map(Clone::clone), weights.clone());
     Ok(tape.record(y, move |dy, flow| {

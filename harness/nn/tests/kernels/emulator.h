@@ -50,6 +50,9 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+struct alignas(16) double2 {
+    double x, y;
+};
 struct alignas(8) uint2 {
     unsigned x, y;
 };
@@ -57,6 +60,7 @@ struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -92,9 +96,17 @@ inline float __uint_as_float(unsigned bits) {
     return f;
 }
 inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz(unsigned(v)); }
+inline void sincospi(double x, double* s, double* c) {
+    // less whole turns, as rounding of x pi would be an error of many turns' size
+    const double angle = (x - 2 * std::rint(x / 2)) * 3.14159265358979323846;
+    *s = std::sin(angle);
+    *c = std::cos(angle);
+}
 inline void sincospif(float x, float* s, float* c) {
-    *s = float(std::sin(double(x) * 3.14159265358979323846));
-    *c = float(std::cos(double(x) * 3.14159265358979323846));
+    double sine, cosine;
+    sincospi(x, &sine, &cosine);
+    *s = float(sine);
+    *c = float(cosine);
 }
 
 namespace emulator {

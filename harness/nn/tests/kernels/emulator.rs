@@ -89,6 +89,7 @@ pub enum Argument<'a> {
     U32(u32),
     U64(u64),
     F32(f32),
+    F64(f64),
 }
 
 /// A pointer to nothing.
@@ -103,12 +104,13 @@ impl Argument<'_> {
             Self::U32(v) => std::ptr::from_ref(v) as *mut c_void,
             Self::U64(v) => std::ptr::from_ref(v) as *mut c_void,
             Self::F32(v) => std::ptr::from_ref(v) as *mut c_void,
+            Self::F64(v) => std::ptr::from_ref(v) as *mut c_void,
         }
     }
 
     fn size(&self) -> usize {
         match self {
-            Self::Buffer(..) | Self::I64(_) | Self::U64(_) => 8,
+            Self::Buffer(..) | Self::I64(_) | Self::U64(_) | Self::F64(_) => 8,
             Self::I32(_) | Self::U32(_) | Self::F32(_) => 4,
         }
     }
@@ -147,7 +149,7 @@ macro_rules! impl_from {
         }
     )*};
 }
-impl_from!(i32 => I32, i64 => I64, u32 => U32, u64 => U64, f32 => F32);
+impl_from!(i32 => I32, i64 => I64, u32 => U32, u64 => U64, f32 => F32, f64 => F64);
 
 /// `launch!(emulator, name, grid, threads, shared; arguments..)`.
 macro_rules! launch {

@@ -1,7 +1,12 @@
-//! State space operations against plain loops in double precision: causal convolutions, recurrences, Mamba's scan.
+//! State-space operations against the CPU and against plain loops in double precision: convolutions, kernels, scans.
+
+use candle_core::{Device, Tensor};
+use replica_nn::ops::{DiagonalKernel, DiagonalScan, Discretisation, LowRankKernel, StepTransform};
 
 use crate::emulator::{Emulator, NULL, launch};
-use crate::reference::{Bf16, Number, assert_near, numbers, sum_parts, unwritten, wide, with_ones};
+use crate::reference::{
+    Bf16, Number, assert_near, differentiate, elementwise, numbers, sum_parts, unwritten, wide, with_ones,
+};
 
 fn depthwise<T: Number>(cuda: &Emulator) {
     for (batch, length, channels, k) in
@@ -30,8 +35,19 @@ fn depthwise<T: Number>(cuda: &Emulator) {
         let grid = (channels.div_ceil(128), length.div_ceil(16), batch);
         let (mut y, mut dx) = (unwritten::<T>(n), unwritten::<T>(n));
         launch!(cuda, name("forward"), grid, 128, 0;
-            &x, &w, &bias, &mut y, sizes[0], sizes[1], sizes[2], sizes[3]);
+            &x, &w, &bias, &mut y, sizes[0], sizes[1], sizes[2], sizes[3], 0);
         assert_near(&what("y"), &y, &y64, T::TOLERANCE);
+        let sigmoid = |v: f64| 1.0 / (1.0 + (-v).exp());
+        let slope = |v: f64| sigmoid(v) * (1.0 + v * (1.0 - sigmoid(v)));
+        let silu64: Vec<f64> = y64.iter().map(|v| v * sigmoid(*v)).collect();
+        let dpre64: Vec<f64> = y64.iter().zip(&dy64).map(|(v, dy)| dy * slope(*v)).collect();
+        let mut dpre = unwritten::<T>(n);
+        launch!(cuda, name("forward"), grid, 128, 0;
+            &x, &w, &bias, &mut y, sizes[0], sizes[1], sizes[2], sizes[3], 1);
+        assert_near(&what("y with SiLU"), &y, &silu64, T::TOLERANCE);
+        launch!(cuda, name("backward_silu"), grid, 128, 0;
+            &dy, &x, &w, &bias, &mut dpre, sizes[0], sizes[1], sizes[2], sizes[3]);
+        assert_near(&what("gradient before SiLU"), &dpre, &dpre64, T::TOLERANCE);
         launch!(cuda, name("backward_input"), grid, 128, 0;
             &dy, &w, &mut dx, sizes[0], sizes[1], sizes[2], sizes[3]);
         assert_near(&what("dx"), &dx, &dx64, T::TOLERANCE);
@@ -57,90 +73,300 @@ fn depthwise_convolution_of_both_types() {
     });
 }
 
-/// (re, im)
-type Complex = (f64, f64);
-
-fn product(a: Complex, b: Complex) -> Complex {
-    (a.0 * b.0 - a.1 * b.1, a.0 * b.1 + a.1 * b.0)
-}
-
-fn sum(a: Complex, b: Complex) -> Complex {
-    (a.0 + b.0, a.1 + b.1)
-}
-
-fn conjugate(a: Complex) -> Complex {
-    (a.0, -a.1)
-}
-
-fn complex(data: &[f32]) -> Vec<Complex> {
-    wide(data).chunks(2).map(|c| (c[0], c[1])).collect()
-}
-
-fn flat(data: &[Complex]) -> Vec<f64> {
-    data.iter().flat_map(|c| [c.0, c.1]).collect()
-}
-
-/// Factors of each step, and factors shared by all steps.
-#[test]
-fn diagonal_recurrence() {
-    Emulator::in_both_orders(|cuda| {
-        for (batch, length, p, per_step) in
-            [(1, 1, 1, true), (2, 150, 3, true), (2, 200, 130, false), (1, 64, 5, false)]
-        {
-            let n = batch * length * p;
-            let a: Vec<f32> =
-                numbers::<f32>(2 * if per_step { n } else { p }, 1).iter().map(|v| 0.7 * v).collect();
-            let (b, dx) = (numbers::<f32>(2 * n, 2), numbers::<f32>(2 * n, 3));
-            let (a64, b64, dx64) = (complex(&a), complex(&b), complex(&dx));
-            let factor =
-                |b: usize, l: usize, i: usize| a64[if per_step { (b * length + l) * p + i } else { i }];
-            let zeros = |n: usize| vec![(0.0, 0.0); n];
-            let (mut x64, mut db64, mut da64) = (zeros(n), zeros(n), zeros(a64.len()));
-            for (b, i) in (0..batch).flat_map(|b| (0..p).map(move |i| (b, i))) {
-                let at = |l: usize| (b * length + l) * p + i;
-                let mut state = (0.0, 0.0);
-                for l in 0..length {
-                    state = sum(product(factor(b, l, i), state), b64[at(l)]);
-                    x64[at(l)] = state;
-                }
-                let mut g = (0.0, 0.0);
-                for l in (0..length).rev() {
-                    g = sum(g, dx64[at(l)]);
-                    db64[at(l)] = g;
-                    let before = if l > 0 { x64[at(l - 1)] } else { (0.0, 0.0) };
-                    let to = if per_step { at(l) } else { i };
-                    da64[to] = sum(da64[to], product(g, conjugate(before)));
-                    g = product(conjugate(factor(b, l, i)), g);
-                }
+/// Windows of a sequence, and the sum of what windows say about its elements.
+fn windows<T: Number>(cuda: &Emulator) {
+    for (batch, length, channels, k) in [(1, 1, 1, 1), (2, 9, 3, 4), (3, 2, 5, 7)] {
+        let (rows, width) = (batch * length, channels * k);
+        let (x, dw) = (numbers::<T>(rows * channels, 1), numbers::<T>(rows * width, 2));
+        let mut windows64 = vec![0.0; rows * width];
+        let mut dx64 = vec![1.0; rows * channels];
+        for (b, l, i) in indices(batch, length, width) {
+            let (at, back) = ((b * length + l) * width + i, k - 1 - i % k);
+            if l >= back {
+                let from = (b * length + l - back) * channels + i / k;
+                windows64[at] = x[from].to_f64();
+                dx64[from] += dw[at].to_f64();
             }
-            let what = |of: &str| format!("recurrence {batch} x {length} x {p}: {of}");
-            let chunks = length.div_ceil(64);
-            let grid = (p.div_ceil(128), chunks, batch);
-            let (a_batch, a_time) = if per_step { ((length * p) as i64, p as i64) } else { (0, 0) };
-            let [b_, l_, p_, chunks_] = [batch, length, p, chunks].map(|n| n as i32);
-            let run = |input: &[f32], reverse: i32| {
-                let mut carry = unwritten::<f32>(2 * batch * chunks * 2 * p);
-                let mut out = unwritten::<f32>(2 * n);
-                launch!(cuda, "scan_chunk_f32", grid, 128, 0;
-                    &a, input, &mut carry, b_, l_, p_, a_batch, a_time, reverse);
-                launch!(cuda, "scan_carry_f32", (grid.0, 1, batch), 128, 0; &mut carry, b_, chunks_, p_, reverse);
-                launch!(cuda, "scan_apply_f32", grid, 128, 0;
-                    &a, input, &carry, &mut out, b_, l_, p_, a_batch, a_time, reverse);
-                out
-            };
-            let x = run(&b, 0);
-            assert_near(&what("x"), &x, &flat(&x64), 1e-5);
-            let db = run(&dx, 1);
-            assert_near(&what("db"), &db, &flat(&db64), 1e-5);
-            let mut da = unwritten::<f32>(2 * if per_step { n } else { batch * chunks * p });
-            launch!(cuda, "scan_backward_a_f32", grid, 128, 0; &db, &x, &mut da, b_, l_, p_, i32::from(per_step));
-            if per_step {
-                assert_near(&what("da"), &da, &flat(&da64), 1e-5);
-            } else {
-                assert_near(&what("da"), &sum_parts(cuda, &da, 2 * p), &with_ones(&flat(&da64)), 1e-5);
+        }
+        let what = |of: &str| format!("windows {batch} x {length} x {channels}, {k} taps: {of}");
+        let [l_, c_, k_] = [length, channels, k].map(|n| n as i32);
+        let (mut windows, mut dx) = (unwritten::<T>(rows * width), vec![T::from_f32(1.0); rows * channels]);
+        launch!(cuda, format!("conv1d_unfold_{}", T::SUFFIX), elementwise(rows * width), 256, 0;
+            &x, &mut windows, rows as i64, l_, c_, k_);
+        assert_near(&what("forward"), &windows, &windows64, 0.0);
+        launch!(cuda, format!("conv1d_fold_{}", T::SUFFIX), elementwise(rows * channels), 256, 0;
+            &dw, &mut dx, rows as i64, l_, c_, k_, 1);
+        assert_near(&what("backward"), &dx, &dx64, T::TOLERANCE);
+    }
+}
+
+#[test]
+fn windows_of_both_types() {
+    Emulator::in_both_orders(|cuda| {
+        windows::<f32>(cuda);
+        windows::<Bf16>(cuda);
+    });
+}
+
+/// Parameters of S4's kernels: steps, the real and imaginary parts of A, B, C, and P.
+struct Parameters {
+    shapes: [Vec<usize>; 6],
+    data: [Vec<f32>; 6],
+}
+
+impl Parameters {
+    fn new(kernels: usize, copies: usize, h: usize, n: usize) -> Self {
+        let set = vec![copies, n, 2];
+        let shapes = [vec![h], vec![copies, n], vec![copies, n], set.clone(), vec![kernels, h, n, 2], set];
+        let mut salt = 0;
+        let data = shapes.clone().map(|shape| {
+            salt += 1;
+            numbers::<f32>(shape.iter().product(), salt)
+        });
+        Self { shapes, data }
+    }
+
+    /// For the operation on the CPU.
+    fn inputs(&self) -> Vec<(&[usize], Vec<f64>)> {
+        self.shapes.iter().map(Vec::as_slice).zip(self.data.iter().map(|d| wide(d))).collect()
+    }
+}
+
+/// Launches a kernel that begins with the arguments of a diagonal model.
+macro_rules! launch_diagonal {
+    ($cuda:expr, $name:expr, $grid:expr, $threads:expr, $p:expr, $model:expr, $rate:expr; $($argument:expr),* $(,)?) => {{
+        let ([step, a_real, a_imag, b, c, _], [h, n, copies, softplus, conjugate, bilinear]) = (&$p.data, $model);
+        launch!($cuda, $name, $grid, $threads, 0;
+            step, a_real, a_imag, b, c, h, n, copies, softplus, conjugate, bilinear, $rate, $($argument),*)
+    }};
+}
+
+/// The model on the CPU.
+fn diagonal(w: &[Tensor], [.., softplus, conjugate, bilinear]: [i32; 6], rate: f64) -> DiagonalKernel {
+    DiagonalKernel {
+        step: w[0].clone(),
+        a_real: w[1].clone(),
+        a_imag: w[2].clone(),
+        b: Some(w[3].clone()),
+        c: w[4].clone(),
+        transform: if softplus == 1 { StepTransform::Softplus } else { StepTransform::Exp },
+        conjugate: conjugate == 1,
+        discretisation: match bilinear {
+            1 => Discretisation::Bilinear,
+            _ => Discretisation::ZeroOrderHold,
+        },
+        rate,
+    }
+}
+
+#[test]
+fn kernels_of_state_space_models() {
+    Emulator::in_both_orders(|cuda| {
+        for (kernels, copies, h, n, length) in
+            [(1, 1, 1, 1, 1), (2, 2, 6, 3, 50), (1, 1, 2, 9, 1300), (1, 2, 2, 300, 64), (1, 1, 1, 2, 61)]
+        {
+            for low_rank in [false, true] {
+                for flags in [[0, 1, 1], [1, 0, 1], [1, 1, 0]] {
+                    if !low_rank || flags[2] == 1 {
+                        kernel_of_a_model(cuda, (kernels, copies, h, n), length, flags, low_rank);
+                    }
+                }
             }
         }
     });
+}
+
+fn kernel_of_a_model(
+    cuda: &Emulator,
+    (kernels, copies, h, n): (usize, usize, usize, usize),
+    length: usize,
+    [softplus, conjugate, bilinear]: [i32; 3],
+    low_rank: bool,
+) {
+    let what = |of: &str| {
+        format!("{kernels} kernels of {h} x {n} modes, length {length}, low rank {low_rank}: {of}")
+    };
+    let parameters = Parameters::new(kernels, copies, h, n);
+    let rate = 3.0 / length as f64;
+    let [h_, n_, copies_, kernels_, length_] = [h, n, copies, kernels, length].map(|n| n as i32);
+    let model = [h_, n_, copies_, softplus, conjugate, bilinear];
+    let dy = numbers::<f32>(kernels * h * length, 9);
+    let (y64, gradients) = differentiate(&parameters.inputs(), Some(&wide(&dy)), |x, w| {
+        let diagonal = diagonal(w, model, rate);
+        match low_rank {
+            true => LowRankKernel { diagonal, p: w[5].clone() }.taps(length, &x[0]),
+            false => diagonal.taps(length, &x[0]),
+        }
+    });
+    let mut y = unwritten::<f32>(y64.len());
+    let mut parts = [kernels * h * 2 * n, h * n, h * n, 2 * h * n, h * n, 2 * h * n].map(unwritten::<f32>);
+    let [dc, da_real, da_imag, db, dstep, dp] = &mut parts;
+    if low_rank {
+        let rows = (1..=length.isqrt()).rev().find(|r| length.is_multiple_of(*r)).unwrap();
+        let (rows_, cols_) = (rows as i32, (length / rows) as i32);
+        let complex = |n: usize| vec![f64::NAN; 2 * n];
+        let (all, nodes) = (kernels * h * length, length / 2 + 1);
+        let (mut roots, mut spectrum, mut z) = (complex(length), complex(all), complex(all));
+        let p = &parameters.data[5];
+        let (by_node, by_element) =
+            ((nodes.div_ceil(128), h, kernels), (length.div_ceil(128), kernels * h, 1));
+        launch!(cuda, "low_rank_roots_f64", (length.div_ceil(256), 1, 1), 256, 0; &mut roots, length_);
+        launch_diagonal!(cuda, "low_rank_spectrum_f32", by_node, 128, parameters, model, rate; p, &mut spectrum, length_);
+        launch!(cuda, "low_rank_inverse_columns_f64", by_element, 128, 0; &spectrum, &mut z, &roots, rows_, cols_);
+        launch!(cuda, "low_rank_inverse_rows_f32", by_element, 128, 0; &z, &mut y, &roots, rows_, cols_);
+        launch!(cuda, "low_rank_forward_columns_f32", by_element, 128, 0; &dy, &mut z, &roots, rows_, cols_);
+        launch!(cuda, "low_rank_forward_rows_f64", by_element, 128, 0; &z, &mut spectrum, &roots, rows_, cols_);
+        let mut by_sums = complex(4 * kernels * h * nodes);
+        launch_diagonal!(cuda, "low_rank_backward_nodes_f32", by_node, 128, parameters, model, rate;
+            p, &spectrum, &mut by_sums, length_);
+        launch_diagonal!(cuda, "low_rank_backward_modes_f32", (n.div_ceil(4), h, 1), 128, parameters, model, rate;
+            p, &by_sums, dc, da_real, da_imag, db, dstep, dp, kernels_, length_);
+    } else {
+        launch_diagonal!(cuda, "diagonal_kernel_forward_f32", (length.div_ceil(1024), h, kernels), 256, parameters, model, rate;
+            &mut y, length_);
+        launch_diagonal!(cuda, "diagonal_kernel_backward_f32", (n.div_ceil(8), h, 1), 256, parameters, model, rate;
+            &dy, dc, da_real, da_imag, db, dstep, kernels_, length_);
+    }
+    assert_near(&what("taps"), &y, &y64, 1e-5);
+    let names = [("dC", 4), ("dA, real", 1), ("dA, imaginary", 2), ("dB", 3), ("dstep", 0), ("dP", 5)];
+    for ((name, input), parts) in names.into_iter().zip(&parts) {
+        if low_rank || input != 5 {
+            let expected = with_ones(&gradients[input]);
+            assert_near(&what(name), &sum_parts(cuda, parts, expected.len()), &expected, 2e-5);
+        }
+    }
+}
+
+/// `a` `[m, k]` times `b` `[k, n]`.
+fn matmul(a: &[f32], b: &[f32], (m, k, n): (usize, usize, usize)) -> Vec<f32> {
+    let sum =
+        |i: usize, j: usize| (0..k).map(|l| f64::from(a[i * k + l]) * f64::from(b[l * n + j])).sum::<f64>();
+    (0..m * n).map(|i| sum(i / n, i % n) as f32).collect()
+}
+
+/// The transpose of `a` `[m, n]`.
+fn transposed(a: &[f32], n: usize) -> Vec<f32> {
+    (0..a.len()).map(|i| a[i % (a.len() / n) * n + i / (a.len() / n)]).collect()
+}
+
+/// The whole operation, with plain loops for its matrix products.
+#[test]
+fn diagonal_scan() {
+    Emulator::in_both_orders(|cuda| {
+        for (batch, l, h, p, bidirectional, varying, bilinear) in [
+            (1, 1, 1, 1, false, false, 0),
+            (2, 150, 3, 5, false, false, 1),
+            (2, 70, 2, 67, true, true, 0),
+            (1, 129, 2, 3, true, false, 0),
+        ] {
+            diagonal_scan_of(cuda, (batch, l, h, p), bidirectional, varying, bilinear);
+        }
+    });
+}
+
+fn diagonal_scan_of(
+    cuda: &Emulator,
+    (batch, l, h, p): (usize, usize, usize, usize),
+    bidirectional: bool,
+    varying: bool,
+    bilinear: i32,
+) {
+    let what =
+        |of: &str| format!("diagonal scan {batch} x {l} x {h}, {p} modes, {bidirectional} {varying}: {of}");
+    let directions = if bidirectional { 2 } else { 1 };
+    let (rows, width, rate) = (batch * l, 2 * p * directions, 2.0 / l as f64);
+    let shapes: [&[usize]; 7] = [&[batch, l, h], &[p], &[p], &[p], &[p, h, 2], &[h, directions * p, 2], &[h]];
+    let mut salt = 0;
+    let data = shapes.map(|shape| {
+        salt += 1;
+        numbers::<f32>(shape.iter().product(), salt)
+    });
+    let dy = numbers::<f32>(rows * h, 10);
+    let intervals: Vec<f32> = numbers::<f32>(rows, 11).iter().map(|v| 1.0 + 0.5 * v).collect();
+    let inputs: Vec<(&[usize], Vec<f64>)> =
+        shapes.iter().copied().zip(data.iter().map(|d| wide(d))).collect();
+    let (y64, gradients) = differentiate(&inputs, Some(&wide(&dy)), |x, w| {
+        let model = DiagonalScan {
+            lambda_re: w[1].clone(),
+            lambda_im: w[2].clone(),
+            log_step: w[3].clone(),
+            b: w[4].clone(),
+            c: vec![w[5].clone()],
+            skip: w[6].clone(),
+            discretisation: if bilinear == 1 {
+                Discretisation::Bilinear
+            } else {
+                Discretisation::ZeroOrderHold
+            },
+            bidirectional,
+            conjugate_pairs: true,
+            clip: true,
+            rate,
+        };
+        let intervals = Tensor::from_vec(wide(&intervals), (batch, l), &Device::Cpu)?;
+        x[0].diagonal_scan(&model, varying.then_some(&intervals))
+    });
+    let [u, re, im, log_step, b, c, skip] = &data;
+    let [l_, h_, p_] = [l, h, p].map(|n| n as i32);
+    macro_rules! launch_scan {
+        ($name:expr, $grid:expr, $threads:expr; $($argument:expr),* $(,)?) => {
+            launch!(cuda, $name, $grid, $threads, 0; re, im, log_step,
+                if varying { (&intervals).into() } else { NULL }, bilinear, 1, rate, $($argument),*)
+        };
+    }
+    let chunks = l.div_ceil(64);
+    let (grid, one) = ((p.div_ceil(64), chunks, batch), (p.div_ceil(64), 1, batch));
+    let mut carry = vec![f64::NAN; batch * chunks * 2 * p * 2];
+    let (stride, x_stride, parts) = (2 * p as i64, width as i64, batch * chunks);
+
+    let mut matrix = unwritten::<f32>(2 * p * h);
+    launch_scan!("diagonal_scan_inputs_f32", (p, 1, 1), 128; b, &mut matrix, h_);
+    let v = matmul(u, &transposed(&matrix, h), (rows, h, 2 * p));
+    let mut x = unwritten::<f32>(rows * width);
+    for direction in 0..directions {
+        let backwards = direction as i32;
+        launch_scan!("diagonal_scan_chunk_f32", grid, 64; &v, stride, 2f32, &mut carry, l_, p_, backwards, 0);
+        launch!(cuda, "diagonal_scan_carry_f64", one, 64, 0; &mut carry, chunks as i32, p_);
+        launch_scan!("diagonal_scan_apply_f32", grid, 64;
+            &v, stride, &carry, &mut x[2 * p * direction..], x_stride, 2f32, l_, p_, backwards);
+    }
+    let mut y = unwritten::<f32>(rows * h);
+    launch!(cuda, "diagonal_scan_skip_f32", elementwise(rows * h), 256, 0; u, skip, &mut y, rows as i64, h_);
+    let product = matmul(&x, &transposed(c, width), (rows, width, h));
+    y.iter_mut().zip(product).for_each(|(y, more)| *y += more);
+    assert_near(&what("y"), &y, &y64, 1e-5);
+
+    let mut dx = matmul(&dy, c, (rows, h, width));
+    let dc = matmul(&transposed(&dy, h), &x, (h, rows, width));
+    assert_near(&what("dC"), &dc, &gradients[5], 1e-5);
+    let (mut dv, mut sums) = (unwritten::<f32>(rows * 2 * p), unwritten::<f32>(directions * parts * 3 * p));
+    for direction in 0..directions {
+        let (backwards, part) = (1 - direction as i32, 2 * p * direction);
+        launch_scan!("diagonal_scan_chunk_f32", grid, 64;
+            &mut dx[part..], x_stride, 2f32, &mut carry, l_, p_, backwards, 1);
+        launch!(cuda, "diagonal_scan_carry_f64", one, 64, 0; &mut carry, chunks as i32, p_);
+        launch_scan!("diagonal_scan_backward_f32", grid, 64;
+            &v, stride, &carry, &mut x[part..], &mut dx[part..], x_stride, 2f32, &mut dv,
+            &mut sums[direction * parts * 3 * p..], l_, p_, backwards, direction as i32);
+    }
+    let dmatrix = matmul(&transposed(&dv, 2 * p), u, (2 * p, rows, h));
+    let mut results = [2 * p * h, p, p, p].map(unwritten::<f32>);
+    let [db, dre, dim, dlog_step] = &mut results;
+    launch_scan!("diagonal_scan_backward_modes_f32", (p, 1, 1), 128;
+        b, &dmatrix, &sums, db, dre, dim, dlog_step, (directions * parts) as i32, p_, h_);
+    for ((name, input), got) in
+        [("dB", 4), ("dre", 1), ("dim", 2), ("dlog_step", 3)].into_iter().zip(&results)
+    {
+        assert_near(&what(name), got, &gradients[input], 2e-5);
+    }
+    let mut dskip = unwritten::<f32>(3 * h);
+    launch!(cuda, "diagonal_scan_backward_skip_f32", (h.div_ceil(256), 3, 1), 256, 0;
+        u, &dy, &mut dskip, rows as i64, h_);
+    assert_near(&what("dD"), &sum_parts(cuda, &dskip, h), &with_ones(&gradients[6]), 1e-5);
+    let mut du = unwritten::<f32>(rows * h);
+    launch!(cuda, "diagonal_scan_skip_f32", elementwise(rows * h), 256, 0; &dy, skip, &mut du, rows as i64, h_);
+    du.iter_mut().zip(matmul(&dv, &matrix, (rows, 2 * p, h))).for_each(|(du, more)| *du += more);
+    assert_near(&what("du"), &du, &gradients[0], 1e-5);
 }
 
 fn selective_scan<T: Number>(cuda: &Emulator) {

@@ -2,8 +2,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::device::{Gpu, address, int, launch};
+use super::device::{Address, Gpu, address, int, launch};
 use super::{elements, elementwise, kernel, same_type};
+use crate::ops::add::sizes;
 use crate::tape::Value;
 
 pub(crate) fn add(a: &Value, b: &Value) -> Result<Value> {
@@ -21,30 +22,29 @@ pub(crate) fn add(a: &Value, b: &Value) -> Result<Value> {
     }))
 }
 
-pub(crate) fn add_positions(x: &Value, table: &Tensor) -> Result<Value> {
-    let (batch, t, width) = x.tensor().dims3()?;
-    let (rows, table_width) = table.dims2()?;
-    if t > rows || width != table_width {
-        bail!("add_positions: input [{batch}, {t}, {width}] for a table [{rows}, {table_width}]");
-    }
+pub(crate) fn add_positions_from(x: &Value, table: &Tensor, start: usize) -> Result<Value> {
+    let (batch, t, width) = sizes(x.tensor(), table, start)?;
     same_type("add_positions", x.tensor(), &[table])?;
     let gpu = Gpu::of(x.tensor())?;
     let (n, count) = (t * width, int(batch)?);
     let y = gpu.empty(x.tensor().shape(), x.tensor().dtype())?;
     let forward = kernel("add_positions_forward", &y)?;
-    let (from, positions, to) = (address(x.tensor())?, address(table)?, address(&y)?);
-    launch!(gpu, "positions", &forward, elements(batch * n), from, positions, to, count, n)?;
+    let positions = move |table: &Tensor| -> Result<Address> {
+        Ok(address(table)?.offset(start * width, table.dtype().size_in_bytes()))
+    };
+    let (from, part, to) = (address(x.tensor())?, positions(table)?, address(&y)?);
+    launch!(gpu, "positions", &forward, elements(batch * n), from, part, to, count, n)?;
     let Some(tape) = Value::recording(&[x], &[table]) else { return Ok(x.unrecorded(y)) };
     let (slot, table) = (x.slot(), table.clone());
     Ok(tape.record(y, move |dy, flow| {
         if let Some(to) = flow.parameter(&table)? {
-            // the kernel leaves positions beyond the sequence alone
-            if !to.accumulate && t < rows {
+            // the kernel leaves positions outside the sequence alone
+            if !to.accumulate && n < to.tensor.elem_count() {
                 gpu.clear(&to.tensor)?;
             }
             let backward = kernel("add_positions_backward", dy.tensor())?;
             let (from, flag) = (address(dy.tensor())?, to.flag());
-            launch!(gpu, "positions", &backward, elements(n), from, address(&to.tensor)?, count, n, flag)?;
+            launch!(gpu, "positions", &backward, elements(n), from, positions(&to.tensor)?, count, n, flag)?;
         }
         flow.send(slot, dy)
     }))

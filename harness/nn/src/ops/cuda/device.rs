@@ -102,6 +102,7 @@ enum Kind {
     Long,
     Int,
     Float,
+    Double,
 }
 
 impl From<Address> for Argument {
@@ -141,6 +142,12 @@ impl From<f32> for Argument {
     }
 }
 
+impl From<f64> for Argument {
+    fn from(x: f64) -> Self {
+        Self { bits: x.to_bits(), kind: Kind::Double }
+    }
+}
+
 /// The arguments that a kernel's PTX declares.
 fn signature(ptx: &str, name: &str) -> Option<Vec<Kind>> {
     let (_, rest) = ptx.split_once(&format!(".entry {name}("))?;
@@ -149,6 +156,7 @@ fn signature(ptx: &str, name: &str) -> Option<Vec<Kind>> {
         Some(".u64" | ".b64" | ".s64") => Some(Kind::Long),
         Some(".u32" | ".b32" | ".s32") => Some(Kind::Int),
         Some(".f32") => Some(Kind::Float),
+        Some(".f64") => Some(Kind::Double),
         _ => None,
     };
     declared.split(".param ").skip(1).map(kind).collect()

@@ -41,3 +41,8 @@ pub(crate) fn cast(gpu: &Gpu, from: &Tensor, dtype: DType) -> Result<Tensor> {
     scale(gpu, from, &to, 1.0, None)?;
     Ok(to.tensor)
 }
+
+/// The tensor in float32: itself, or a converted copy.
+pub(crate) fn float(gpu: &Gpu, tensor: &Tensor) -> Result<Tensor> {
+    if tensor.dtype() == DType::F32 { Ok(tensor.clone()) } else { cast(gpu, tensor, DType::F32) }
+}

@@ -10,8 +10,13 @@ mod activation;
 pub mod adamw;
 mod add;
 mod attention;
+mod causal_convolution;
+mod columns;
+mod conv1d;
 mod cross_entropy;
 pub(crate) mod device;
+mod diagonal_kernel;
+mod diagonal_scan;
 mod dropout;
 pub(crate) mod elementwise;
 mod embedding;
@@ -19,11 +24,13 @@ mod gemm;
 mod glu;
 mod layer_norm;
 mod linear;
+mod low_rank_kernel;
 mod relative_bias;
 mod rms_norm;
 mod rope;
 mod scale;
 mod select;
+mod selective_scan;
 mod squared_error;
 pub(crate) mod staging;
 mod sum;
@@ -35,19 +42,26 @@ use device::{Gpu, Grid, address, launch};
 use crate::tape::{Destination, Flow, Grad};
 
 pub(crate) use activation::{activate, gate};
-pub(crate) use add::{add, add_positions};
+pub(crate) use add::{add, add_positions_from};
 pub(crate) use attention::attend;
+pub(crate) use causal_convolution::causal_convolution;
+pub(crate) use columns::columns;
+pub(crate) use conv1d::{causal_conv1d, depthwise_conv1d};
 pub(crate) use cross_entropy::{cross_entropy, linear_cross_entropy};
+pub(crate) use diagonal_kernel::diagonal_taps;
+pub(crate) use diagonal_scan::diagonal_scan;
 pub(crate) use dropout::dropout;
 pub(crate) use embedding::embedding;
 pub(crate) use glu::glu;
 pub(crate) use layer_norm::layer_norm;
 pub(crate) use linear::{linear, linear_activation};
+pub(crate) use low_rank_kernel::low_rank_taps;
 pub(crate) use relative_bias::relative_bias;
 pub(crate) use rms_norm::rms_norm;
 pub(crate) use rope::{Table, rope};
 pub(crate) use scale::scale;
 pub(crate) use select::select;
+pub(crate) use selective_scan::selective_scan;
 pub(crate) use squared_error::mean_squared_error;
 pub(crate) use sum::sum;
 pub(crate) use transpose::transpose;
@@ -95,4 +109,27 @@ fn sum_parts(gpu: &Gpu, partial: &Tensor, to: &Destination) -> Result<()> {
     let count = device::int(partial.elem_count() / n.max(1))?;
     let grid = Grid { blocks: (n.div_ceil(32).max(1), 1, 1), threads: 256, shared: 0 };
     launch!(gpu, "sums", "sum_parts_f32", grid, address(partial)?, address(&to.tensor)?, count, n, to.flag())
+}
+
+/// Adds up partial sums `[parts, n]` to the gradient of the value in `slot`, a tensor `like` this one.
+fn sum_parts_to_slot(
+    gpu: &Gpu,
+    flow: &mut Flow,
+    slot: Option<usize>,
+    partial: &Tensor,
+    like: &Tensor,
+) -> Result<()> {
+    if slot.is_none() {
+        return Ok(());
+    }
+    let to = flow.take(gpu, slot, like.shape(), like.dtype())?;
+    if like.dtype() == DType::F32 {
+        sum_parts(gpu, partial, &to)?;
+    } else {
+        let total = Destination { tensor: gpu.empty(like.shape(), DType::F32)?, accumulate: false };
+        sum_parts(gpu, partial, &total)?;
+        elementwise::scale(gpu, &total.tensor, &to, 1.0, None)?;
+    }
+    flow.put(slot, to);
+    Ok(())
 }

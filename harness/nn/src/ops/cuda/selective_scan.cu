@@ -24,7 +24,7 @@ struct Step {
     }
     __device__ __forceinline__ float slope(float step) const {
         // sigmoid of the input, from softplus itself
-        return softplus ? 1.0f - expf(-step) : 1.0f;
+        return softplus ? -expm1f(-step) : 1.0f;
     }
 };
 
