@@ -12,6 +12,21 @@ const ZEROS: [u32; 36] = [
 /// Largest difference that the strict rule takes for rounding (PAL's rule).
 const CLOSE: f64 = 1e-3;
 
+/// A gold answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// Of an arithmetic problem.
+    Number(f64),
+    /// Of a symbolic one: yes or no, letters.
+    Text(String),
+}
+
+impl From<f64> for Answer {
+    fn from(number: f64) -> Self {
+        Answer::Number(number)
+    }
+}
+
 /// What both rules say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
@@ -22,11 +37,17 @@ pub struct Verdict {
     pub strict: bool,
 }
 
-/// Judges what a program printed.
-pub fn judge(outcome: &Outcome, gold: f64) -> Verdict {
-    match outcome.stdout() {
-        Some(stdout) => judge_lines(&lines(stdout), gold),
-        None => Verdict::default(),
+/// Judges what a program printed. For a text both rules are the same: the last line that is not empty, letter for letter
+/// (our choice, the authors' rule was not seen).
+pub fn judge(outcome: &Outcome, gold: &Answer) -> Verdict {
+    let Some(stdout) = outcome.stdout() else { return Verdict::default() };
+    match gold {
+        Answer::Number(gold) => judge_lines(&lines(stdout), *gold),
+        Answer::Text(gold) => {
+            let last = lines(stdout).into_iter().rev().find(|line| !line.trim().is_empty());
+            let right = last.is_some_and(|line| line.trim() == gold.trim());
+            Verdict { paper: right, strict: right }
+        }
     }
 }
 
@@ -49,11 +70,18 @@ pub fn lines(text: &str) -> Vec<&str> {
     }
 }
 
-/// A symbolic answer (yes or no, letters): the last line that is not empty, letter for letter. Our choice, the
-/// authors' rule was not seen.
-pub fn is_exactly(outcome: &Outcome, gold: &str) -> bool {
-    let last = outcome.stdout().and_then(|stdout| stdout.lines().rev().find(|line| !line.trim().is_empty()));
-    last.is_some_and(|line| line.trim() == gold.trim())
+/// Judges a chain of thought. A text stands after "####", letter for letter.
+pub fn judge_chain(chain: &str, gold: &Answer) -> Verdict {
+    match gold {
+        Answer::Number(gold) => {
+            let line = answer_of_chain(chain).map(|answer| answer.to_string());
+            judge_lines(&line.iter().map(String::as_str).collect::<Vec<_>>(), *gold)
+        }
+        Answer::Text(gold) => {
+            let right = chain.rsplit_once("####").is_some_and(|(_, answer)| answer.trim() == gold.trim());
+            Verdict { paper: right, strict: right }
+        }
+    }
 }
 
 /// The answer of a chain of thought: the number after "####", else the last number. Our choice, the authors' rule was
@@ -164,9 +192,10 @@ mod tests {
     #[test]
     fn words_are_compared_letter_for_letter() {
         let printed = |stdout: &str| Outcome::Finished { stdout: stdout.to_owned() };
-        assert!(is_exactly(&printed("ignored\nyes\n\n"), "yes"));
-        assert!(!is_exactly(&printed("Yes\n"), "yes"));
-        assert!(!is_exactly(&printed(""), "yes"));
+        let right = |stdout: &str| judge(&printed(stdout), &Answer::Text("yes".to_owned())).strict;
+        assert!(right("ignored\nyes\n\n"));
+        assert!(!right("Yes\n"));
+        assert!(!right(""));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use replica_core::Seed;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::judge::Answer;
+
 const NAMES: [&str; 16] = [
     "Ada", "Ben", "Clara", "David", "Ella", "Farid", "Grace", "Henry", "Iris", "Jonas", "Kira", "Liam",
     "Mona", "Noah", "Olga", "Paul",
@@ -21,19 +23,19 @@ const THINGS: [&str; 16] = [
 /// Draws of one problem before its template counts as impossible.
 const DRAWS: usize = 10_000;
 
-/// A problem.
+/// A problem with the targets a student may be trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
-    /// Its template.
-    pub template: String,
+    /// What it was made from, a template for example. Problems of one origin are never both trained on and held out.
+    pub origin: String,
     /// The question.
     pub question: String,
     /// `def solution():` as the authors' data has it after post-processing: a line of blanks, assignments, the result.
     pub program: String,
     /// Sentences with their calculations, then "#### " and the answer.
     pub chain: String,
-    /// The answer.
-    pub answer: f64,
+    /// The gold answer.
+    pub answer: Answer,
 }
 
 /// Templates of problems.
@@ -192,7 +194,8 @@ impl Template {
         program.push_str(&format!("    result = {}\n    return result", last.name));
         let answer = values[last.name.as_str()];
         chain.push_str(&format!("#### {answer}"));
-        Ok(Problem { template: self.id.clone(), question: fill(&self.question, "")?, program, chain, answer })
+        let (question, answer) = (fill(&self.question, "")?, Answer::Number(answer));
+        Ok(Problem { origin: self.id.clone(), question, program, chain, answer })
     }
 }
 
@@ -257,7 +260,7 @@ steps = [
             problem.chain
         );
         assert!(problem.chain.ends_with("\n#### 10"));
-        assert_eq!(problem.answer, 10.0);
+        assert_eq!(problem.answer, Answer::Number(10.0));
     }
 
     #[test]
@@ -269,7 +272,7 @@ steps = [
         assert_ne!(draw(1, 20), templates.draw(20, Seed(1), "test"));
         let few = templates.only(|name| name == "age" || name == "share");
         assert_eq!(few.names(), ["share", "age"]);
-        assert!(few.draw(9, Seed(1), "train").iter().all(|p| p.template == "age" || p.template == "share"));
+        assert!(few.draw(9, Seed(1), "train").iter().all(|p| p.origin == "age" || p.origin == "share"));
     }
 
     #[test]

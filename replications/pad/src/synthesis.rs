@@ -5,21 +5,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::exec::{Outcome, Pool, PoolError, with_call};
-use crate::judge::{gold_number, judge};
-use crate::marks::{self, NoProgram};
+use crate::judge::{Answer, gold_number, judge};
+use crate::marks;
+use crate::problems::Problem;
 
-/// A question with a program that may be wrong.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Candidate {
-    /// The question.
-    pub question: String,
-    /// `solution()`.
-    pub program: String,
-    /// The gold answer.
-    pub gold: f64,
-}
-
-/// What became of a list of candidates.
+/// What became of a list of problems whose programs may be wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Funnel {
     /// Questions, or answers of a teacher.
@@ -40,14 +30,14 @@ pub struct Funnel {
 ///
 /// # Errors
 /// A worker cannot be started.
-pub fn filter(pool: &Pool, candidates: Vec<Candidate>) -> Result<(Vec<Candidate>, Funnel), PoolError> {
+pub fn filter(pool: &Pool, candidates: Vec<Problem>) -> Result<(Vec<Problem>, Funnel), PoolError> {
     let programs: Vec<String> = candidates.iter().map(|candidate| with_call(&candidate.program)).collect();
     let outcomes = pool.run(&programs)?;
     let mut funnel = Funnel { offered: candidates.len(), ..Funnel::default() };
     let mut accepted = Vec::new();
     for (candidate, outcome) in candidates.into_iter().zip(outcomes) {
         match &outcome {
-            Outcome::Finished { .. } if judge(&outcome, candidate.gold).strict => accepted.push(candidate),
+            Outcome::Finished { .. } if judge(&outcome, &candidate.answer).strict => accepted.push(candidate),
             Outcome::Finished { .. } => funnel.wrong += 1,
             Outcome::Raised { .. } | Outcome::Unsupported { .. } => funnel.raised += 1,
             Outcome::Limited { .. } | Outcome::Crashed { .. } => funnel.limited += 1,
@@ -97,13 +87,14 @@ impl Gsm8k {
 ///
 /// # Errors
 /// A worker cannot be started.
-pub fn from_marks(pool: &Pool, problems: &[Gsm8k]) -> Result<(Vec<Candidate>, Funnel), PoolError> {
-    let candidate = |problem: &Gsm8k| -> Result<Option<Candidate>, NoProgram> {
-        let program = marks::program(&problem.answer)?;
-        let question = problem.question.clone();
-        Ok(problem.gold().map(|gold| Candidate { question, program, gold }))
+pub fn from_marks(pool: &Pool, problems: &[Gsm8k]) -> Result<(Vec<Problem>, Funnel), PoolError> {
+    let candidate = |(i, problem): (usize, &Gsm8k)| {
+        let (program, gold) = (marks::program(&problem.answer).ok()?, problem.gold()?);
+        let (question, chain) = (problem.question.clone(), problem.answer.clone());
+        let answer = Answer::Number(gold);
+        Some(Problem { origin: format!("gsm8k-{i}"), question, program, chain, answer })
     };
-    let candidates: Vec<Candidate> = problems.iter().filter_map(|p| candidate(p).ok().flatten()).collect();
+    let candidates: Vec<Problem> = problems.iter().enumerate().filter_map(candidate).collect();
     let no_program = problems.len() - candidates.len();
     let (accepted, funnel) = filter(pool, candidates)?;
     Ok((accepted, Funnel { offered: problems.len(), no_program, ..funnel }))

@@ -11,7 +11,7 @@ use hostile::{LIMITS, assert_intact, command, hostile, hostile_texts};
 use replica_core::Seed;
 use replica_oracle::{folder, json};
 use replica_pad::exec::{Limit, Limits, Outcome, Pool, PoolError, WorkerCommand, with_call};
-use replica_pad::judge::{answer_of_chain, judge};
+use replica_pad::judge::{Answer, judge, judge_chain};
 use replica_pad::problems::Templates;
 use serde_json::Value;
 
@@ -65,7 +65,7 @@ fn outcomes_agree_with_cpython() {
         let mut differ = Vec::new();
         for (case, outcome) in cases.iter().zip(&outcomes) {
             let same_verdicts = case["gold"].as_f64().is_none_or(|gold| {
-                let verdict = judge(outcome, gold);
+                let verdict = judge(outcome, &gold.into());
                 Some(verdict.paper) == case["repo_correct"].as_bool()
                     && Some(verdict.strict) == case["tol_correct"].as_bool()
             });
@@ -249,10 +249,10 @@ fn generated_problems_are_verified() {
     let problems = Templates::embedded().draw(200, Seed(1), "train");
     let programs: Vec<String> = problems.iter().map(|problem| with_call(&problem.program)).collect();
     for (problem, outcome) in problems.iter().zip(pool().run(&programs).unwrap()) {
-        let verdict = judge(&outcome, problem.answer);
+        let verdict = judge(&outcome, &problem.answer);
         assert!(verdict.paper && verdict.strict, "{problem:?}\n{outcome:?}");
-        assert_eq!(answer_of_chain(&problem.chain), Some(problem.answer), "{problem:?}");
-        assert!(!judge(&outcome, problem.answer + 1.0).paper);
+        assert_eq!(judge_chain(&problem.chain, &problem.answer), verdict, "{problem:?}");
+        assert!(!judge(&outcome, &Answer::Number(-1.0)).paper);
     }
 }
 

@@ -378,7 +378,12 @@ fn comparison(data: &serde_json::Value, tally: &mut Tally) {
         tally.equal("compare", &format!("{lines:?} against {}", case["gold"]), &got, &expected);
         if lines.len() == 1 {
             let outcome = Outcome::Finished { stdout: format!("{}\n", lines[0]) };
-            tally.equal("compare", &format!("{lines:?} as output"), &judge(&outcome, gold), &expected);
+            tally.equal(
+                "compare",
+                &format!("{lines:?} as output"),
+                &judge(&outcome, &gold.into()),
+                &expected,
+            );
         }
     }
 }
@@ -403,7 +408,7 @@ fn rule_programs(data: &serde_json::Value, tally: &mut Tally) {
                 let expected = case["value"].as_f64().unwrap();
                 tally.numbers(&name, "value", &[value], &[expected], within(0.0, 1e-12));
                 let gold = gold_number(marks::parts(solution).1.unwrap()).unwrap();
-                if judge(&outcome, gold).strict { "match".to_owned() } else { "mismatch".to_owned() }
+                if judge(&outcome, &gold.into()).strict { "match".to_owned() } else { "mismatch".to_owned() }
             }
             Err(error) => error.to_string(),
         };

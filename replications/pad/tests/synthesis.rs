@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use replica_datasets::{Error, Sources, Split, TextDataset};
 use replica_pad::exec::{Limits, Pool, WorkerCommand};
-use replica_pad::synthesis::{Candidate, Funnel, Gsm8k, filter, from_marks};
+use replica_pad::judge::Answer;
+use replica_pad::problems::Problem;
+use replica_pad::synthesis::{Funnel, Gsm8k, filter, from_marks};
 
 fn pool() -> Pool {
     let program = env!("CARGO_BIN_EXE_pad-worker").into();
@@ -16,10 +18,12 @@ fn pool() -> Pool {
 
 #[test]
 fn only_right_programs_stay_and_every_loss_is_counted() {
-    let candidate = |body: &str| Candidate {
+    let candidate = |body: &str| Problem {
+        origin: String::new(),
         question: body.to_owned(),
         program: format!("def solution():\n    {body}"),
-        gold: 6.0,
+        chain: String::new(),
+        answer: Answer::Number(6.0),
     };
     let bodies = ["return 6", "return 6.4", "return x", "while True: pass", "return 2 * 3.0", "return 'six'"];
     let (kept, funnel) = filter(&pool(), bodies.map(candidate).to_vec()).unwrap();
@@ -36,7 +40,7 @@ fn marks_are_converted_and_filtered() {
 
 {"question": "c", "answer": "no marks\n#### 3"}"#;
     let (kept, funnel) = from_marks(&pool(), &Gsm8k::parse(text).unwrap()).unwrap();
-    assert_eq!((kept.len(), kept[0].question.as_str(), kept[0].gold), (1, "a", 10.0));
+    assert_eq!((kept.len(), kept[0].question.as_str(), &kept[0].answer), (1, "a", &Answer::Number(10.0)));
     let expected = Funnel { offered: 3, no_program: 1, raised: 0, limited: 0, wrong: 1, accepted: 1 };
     assert_eq!(funnel, expected);
     let error = Gsm8k::parse("{\"question\": \"a\", \"answer\": \"\"}\n{\"question\": \"b\"}").unwrap_err();
