@@ -5,14 +5,20 @@
 //! - [`marks`]: programs from GSM8K's calculator marks
 //! - [`synthesis`]: programs that are run and found right become data
 //! - [`problems`]: word problems from templates
+//! - [`expressions`], [`equations`]: equations as programs and chains of thought
+//! - [`renumbered`]: published problems with new numbers
 //! - [`injection`]: broken programs for self-refinement
 //! - [`verify`]: beam search that scores finished lines
 
+pub mod csv;
+pub mod equations;
 pub mod exec;
+pub mod expressions;
 pub mod injection;
 pub mod judge;
 pub mod marks;
 pub mod problems;
+pub mod renumbered;
 pub mod synthesis;
 pub mod verify;
 
