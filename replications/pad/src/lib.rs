@@ -7,6 +7,7 @@
 //! - [`problems`]: word problems from templates
 //! - [`expressions`], [`equations`]: equations as programs and chains of thought
 //! - [`renumbered`]: published problems with new numbers
+//! - [`symbolic`]: coin flips and last letters
 //! - [`injection`]: broken programs for self-refinement
 //! - [`verify`]: beam search that scores finished lines
 
@@ -19,6 +20,7 @@ pub mod judge;
 pub mod marks;
 pub mod problems;
 pub mod renumbered;
+pub mod symbolic;
 pub mod synthesis;
 pub mod verify;
 
