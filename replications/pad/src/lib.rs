@@ -8,9 +8,11 @@
 //! - [`expressions`], [`equations`]: equations as programs and chains of thought
 //! - [`renumbered`]: published problems with new numbers
 //! - [`symbolic`]: coin flips and last letters
+//! - [`variants`], [`corruption`]: other programs for the same question, and wrong ones
 //! - [`injection`]: broken programs for self-refinement
 //! - [`verify`]: beam search that scores finished lines
 
+pub mod corruption;
 pub mod csv;
 pub mod equations;
 pub mod exec;
@@ -22,6 +24,7 @@ pub mod problems;
 pub mod renumbered;
 pub mod symbolic;
 pub mod synthesis;
+pub mod variants;
 pub mod verify;
 
 #[cfg(test)]
