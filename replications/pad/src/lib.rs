@@ -7,6 +7,7 @@
 //! - [`problems`]: word problems from templates
 //! - [`expressions`], [`equations`]: equations as programs and chains of thought
 //! - [`renumbered`]: published problems with new numbers
+//! - [`published`]: SVAMP, MultiArith, ASDiv, GSM-Hard, BIG-Bench Hard, and programs that a large model wrote
 //! - [`symbolic`]: coin flips and last letters
 //! - [`variants`], [`corruption`]: other programs for the same question, and wrong ones
 //! - [`injection`]: broken programs for self-refinement
@@ -21,6 +22,7 @@ pub mod injection;
 pub mod judge;
 pub mod marks;
 pub mod problems;
+pub mod published;
 pub mod renumbered;
 pub mod symbolic;
 pub mod synthesis;
