@@ -110,7 +110,8 @@ pub fn numbers(question: &str) -> Vec<f64> {
 /// A whole number where only the arithmetic of floats made it none.
 pub(crate) fn snapped(value: f64) -> f64 {
     let whole = value.round();
-    if (value - whole).abs() <= 1e-9 * whole.abs().max(1.0) { whole } else { value }
+    let close = (8.0 * f64::EPSILON * whole.abs()).max(1e-9);
+    if (value - whole).abs() <= close { whole } else { value }
 }
 
 /// As a chain of thought writes it, and as the gold answer is.

@@ -160,7 +160,7 @@ fn coin_flip(origin: &str, people: &[(String, bool)]) -> Problem {
     let flips = people.iter().map(|(_, flips)| if *flips { "True" } else { "False" });
     let flips = flips.collect::<Vec<_>>().join(", ");
     let body = format!(
-        "    flips = [{flips}]\n    result = 'yes' if sum(flips) % 2 == 0 else 'no'\n    return result"
+        "    flips = [{flips}]\n    result = 'yes' if flips.count(True) % 2 == 0 else 'no'\n    return result"
     );
     let program = format!("def solution():\n    \n{body}");
     Problem { origin: origin.to_owned(), question, program, chain, answer: Answer::Text(answer.to_owned()) }
