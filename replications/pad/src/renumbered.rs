@@ -115,6 +115,33 @@ impl Renumbered {
         Self { templates: templates.cloned().collect(), dropped: self.dropped }
     }
 
+    /// Only the templates that share less than this of their words with any of the problems: the words of both divided by
+    /// the words of either, numbers left out. MAWPS holds nearly all of MultiArith and ASDiv-A is a part of ASDiv, so what
+    /// is trained on must leave out what is tested.
+    #[must_use]
+    pub fn unlike(&self, problems: &[Problem], similarity: f64) -> Self {
+        let mut known = Words::default();
+        let tested: Vec<Vec<usize>> = problems.iter().map(|problem| known.of(&problem.question)).collect();
+        // texts as similar as that have one of their last words in common, whatever the order of words is
+        let last = |words: &[usize]| {
+            let needed = (similarity * words.len() as f64).ceil().max(1.0) as usize;
+            words[(needed - 1).min(words.len())..].to_vec()
+        };
+        let mut with: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (i, words) in tested.iter().enumerate() {
+            last(words).into_iter().for_each(|word| with.entry(word).or_default().push(i));
+        }
+        let is_unlike = |template: &&Template| {
+            let own = known.of(&template.question);
+            last(&own).iter().filter_map(|word| with.get(word)).flatten().all(|i| {
+                let other = &tested[*i];
+                let common = own.iter().filter(|word| other.contains(word)).count();
+                (common as f64) < similarity * (own.len() + other.len() - common) as f64
+            })
+        };
+        Self { templates: self.templates.iter().filter(is_unlike).cloned().collect(), dropped: self.dropped }
+    }
+
     /// The problems with their own numbers.
     pub fn published(&self) -> Vec<Problem> {
         self.templates.iter().filter_map(|template| template.with(&template.numbers)).collect()
@@ -141,6 +168,29 @@ impl Renumbered {
 pub fn held_out(origin: &str, share: f64, seed: Seed) -> bool {
     let uniform = seed.named_stream("held out", origin).next_u64() >> 11;
     uniform as f64 / ((1u64 << 53) as f64) < share
+}
+
+/// Words by number, in the order in which they were first met: rare ones tend to be late.
+#[derive(Default)]
+struct Words(HashMap<String, usize>);
+
+impl Words {
+    /// A question's words, sorted, each once; numbers and the places for them are none.
+    fn of(&mut self, question: &str) -> Vec<usize> {
+        let is_word = |word: &String| {
+            let digits = word.strip_prefix("number").unwrap_or(word);
+            !word.is_empty() && (digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let words = question.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase).filter(is_word);
+        let number = |word| {
+            let next = self.0.len();
+            *self.0.entry(word).or_insert(next)
+        };
+        let mut words: Vec<usize> = words.map(number).collect();
+        words.sort_unstable();
+        words.dedup();
+        words
+    }
 }
 
 impl Template {
@@ -344,6 +394,19 @@ Wrong number0 and number1,1.0 2.0,+ number0 number1,4.0,[]
         assert_eq!(error, "MAWPS and ASDiv-A, row 2: `x` is no number");
         let error = Renumbered::parse("Question\na").unwrap_err().to_string();
         assert_eq!(error, "MAWPS and ASDiv-A, row 2: there is no column `Numbers`");
+    }
+
+    #[test]
+    fn templates_like_the_tested_problems_are_left_out() {
+        let question =
+            |text: &str| Problem { question: text.to_owned(), ..templates().published()[0].clone() };
+        // the words of the first template; half of those in it or in the second are in both
+        let tested = [question("BOB has 1 books, in 2.5 boxes. How many numbers (a box)?")];
+        let left = |similarity| templates().unlike(&tested, similarity).origins().len();
+        assert_eq!((left(1.0), left(1.01), left(0.5)), (3, 4, 1));
+        assert_eq!(templates().unlike(&[], 0.5).len(), 4);
+        let others = templates().unlike(&templates().published()[1..2], 0.75);
+        assert_eq!(others.origins(), ["template-0", "template-2"]);
     }
 
     #[test]

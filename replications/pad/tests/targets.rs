@@ -133,6 +133,20 @@ fn renumbered_templates() {
     }
     let held = templates.only(|origin| held_out(origin, 0.1, Seed(1)));
     println!("{} of {} templates are held out at a share of 0.1", held.len(), templates.len());
+    let train = templates.only(|origin| !held_out(origin, 0.1, Seed(1)));
+    println!("{} of {} others are unlike them", train.unlike(&held.published(), 0.8).len(), train.len());
+    type Load = fn(&str) -> Result<Vec<Problem>, PublishedError>;
+    let tests: [(&str, Load, [usize; 3]); 3] = [
+        ("multiarith", multiarith, [2444, 2447, 2464]),
+        ("svamp", svamp, [3016, 3079, 3118]),
+        ("asdiv", asdiv, [1125, 1557, 1916]),
+    ];
+    for (name, load, expected) in tests {
+        let Some(files) = data(name, Split::Test) else { return };
+        let tested = load(&files[0].1).unwrap();
+        let left = [0.8, 0.9, 1.0].map(|similarity| templates.unlike(&tested, similarity).len());
+        assert_eq!(left, expected, "templates that are unlike {name} at 0.8, 0.9 and 1.0");
+    }
 }
 
 #[test]
