@@ -261,7 +261,8 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use rand::Rng;
+    use replica_core::Seed;
 
     fn none(_: &str) -> Option<f64> {
         None
@@ -301,22 +302,23 @@ mod tests {
         }
     }
 
-    fn expressions() -> impl Strategy<Value = Expression> {
-        let leaf = (0u32..10_000).prop_map(|n| Expression::Number(f64::from(n) / 100.0));
-        leaf.prop_recursive(5, 40, 2, |inner| {
-            let operator = (0usize..4).prop_map(|i| Operator::ALL[i]);
-            (inner.clone(), operator, inner).prop_map(|(left, operator, right)| left.then(operator, right))
-        })
+    fn random(depth: u32, rng: &mut impl Rng) -> Expression {
+        if depth == 0 || rng.next_u32().is_multiple_of(4) {
+            return Expression::Number(f64::from(rng.next_u32() % 10_000) / 100.0);
+        }
+        let operator = Operator::ALL[rng.next_u32() as usize % 4];
+        random(depth - 1, rng).then(operator, random(depth - 1, rng))
     }
 
-    proptest! {
-        /// Brackets are neither missing nor in the way.
-        #[test]
-        fn printing_and_reading_are_inverse(expression in expressions()) {
+    /// Brackets are neither missing nor in the way.
+    #[test]
+    fn printing_and_reading_are_inverse() {
+        let mut rng = Seed(1).stream("expressions");
+        for _ in 0..2000 {
+            let expression = random(5, &mut rng);
             let text = expression.to_string();
-            prop_assert_eq!(&Expression::infix(&text).unwrap(), &expression);
-            let blank = text.replace(' ', "");
-            prop_assert_eq!(Expression::infix(&blank).unwrap(), expression);
+            assert_eq!(Expression::infix(&text).unwrap(), expression, "{text}");
+            assert_eq!(Expression::infix(&text.replace(' ', "")).unwrap(), expression, "{text}");
         }
     }
 }
