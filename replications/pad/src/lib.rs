@@ -4,6 +4,7 @@
 //! - [`exec`]: runs programs in worker processes under limits; [`judge`]: whether what they printed is right
 //! - [`marks`]: programs from GSM8K's calculator marks
 //! - [`synthesis`]: programs that are run and found right become data
+//! - [`teacher`]: programs from a model behind an HTTP interface
 //! - [`problems`]: word problems from templates
 //! - [`injection`]: broken programs for self-refinement
 //! - [`verify`]: beam search that scores finished lines
@@ -14,6 +15,7 @@ pub mod judge;
 pub mod marks;
 pub mod problems;
 pub mod synthesis;
+pub mod teacher;
 pub mod verify;
 
 #[cfg(test)]
