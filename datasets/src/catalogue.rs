@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{Error, Split, croissant};
 
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 24] = [
     ("webster-kjv.json", include_str!("../catalogue/webster-kjv.json")),
     ("ptb.json", include_str!("../catalogue/ptb.json")),
     ("wikitext-103-v1.json", include_str!("../catalogue/wikitext-103-v1.json")),
@@ -24,6 +24,15 @@ const FILES: [(&str, &str); 15] = [
     ("lra-listops-sample.json", include_str!("../catalogue/lra-listops-sample.json")),
     ("listops-nb2018-test.json", include_str!("../catalogue/listops-nb2018-test.json")),
     ("gsm8k.json", include_str!("../catalogue/gsm8k.json")),
+    ("svamp.json", include_str!("../catalogue/svamp.json")),
+    ("mawps-asdiv.json", include_str!("../catalogue/mawps-asdiv.json")),
+    ("asdiv.json", include_str!("../catalogue/asdiv.json")),
+    ("multiarith.json", include_str!("../catalogue/multiarith.json")),
+    ("gsm-hard.json", include_str!("../catalogue/gsm-hard.json")),
+    ("pot-outputs.json", include_str!("../catalogue/pot-outputs.json")),
+    ("coin-flip.json", include_str!("../catalogue/coin-flip.json")),
+    ("last-letters.json", include_str!("../catalogue/last-letters.json")),
+    ("bbh.json", include_str!("../catalogue/bbh.json")),
 ];
 
 /// All data sets, in the order in which they are shown.

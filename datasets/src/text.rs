@@ -22,6 +22,8 @@ pub struct TextDataset {
     /// Every file that was read, in the catalogue's order.
     pub files: Vec<DataFile>,
     texts: BTreeMap<Split, String>,
+    /// The files of each split and the lengths of their texts.
+    parts: BTreeMap<Split, Vec<(String, usize)>>,
     /// What the catalogue has, loaded or not.
     splits: Vec<Split>,
 }
@@ -90,16 +92,21 @@ impl TextDataset {
     pub fn load_entry(entry: &Entry, splits: &[Split], sources: &Sources) -> Result<Self, Error> {
         let mut files = Vec::new();
         let mut texts: BTreeMap<Split, String> = BTreeMap::new();
+        let mut parts: BTreeMap<Split, Vec<(String, usize)>> = BTreeMap::new();
         for file in entry.files.iter().filter(|file| splits.iter().any(|&split| file.holds(split))) {
             let found = locate(entry, file, sources, &mut |_| {})?;
             files.push(DataFile::new(file, &found));
             let text = parse::text(entry, file, found.content)?;
+            let mut add = |split: Split, text: String| {
+                parts.entry(split).or_default().push((file.name.clone(), text.len()));
+                append(texts.entry(split).or_default(), text);
+            };
             match (file.split, file.percent) {
-                (Some(split), _) => append(texts.entry(split).or_default(), text),
+                (Some(split), _) => add(split, text),
                 (None, Some(percent)) => {
                     for (split, part) in by_position(&text, percent) {
                         if splits.contains(&split) {
-                            append(texts.entry(split).or_default(), part.to_owned());
+                            add(split, part.to_owned());
                         }
                     }
                 }
@@ -112,6 +119,7 @@ impl TextDataset {
             licence: entry.licence.clone(),
             files,
             texts,
+            parts,
             splits: entry.splits(),
         })
     }
@@ -131,6 +139,22 @@ impl TextDataset {
                 "the catalogue has none, so choose another data set (`replica data list`)".to_owned()
             },
         })
+    }
+
+    /// The text of a split by file: the file's name in the catalogue, and what it has of the split.
+    ///
+    /// # Errors
+    /// As for [`split`](Self::split).
+    pub fn files_of(&self, split: Split) -> Result<Vec<(&str, &str)>, Error> {
+        let mut rest = self.split(split)?;
+        let parts = self.parts.get(&split).into_iter().flatten();
+        Ok(parts
+            .map(|(name, length)| {
+                let (text, after) = rest.split_at(*length);
+                rest = after;
+                (name.as_str(), text)
+            })
+            .collect())
     }
 }
 

@@ -174,3 +174,41 @@ fn war_and_peace_lacks_its_licence_text() {
     }
     assert!(data.split(Split::Train).unwrap().len() > 2_500_000);
 }
+
+#[test]
+fn word_problems_have_their_published_counts() {
+    let marks = [
+        ("svamp", "\"ID\":", 1000),
+        ("asdiv", "<Problem ", 2305),
+        ("multiarith", "\"iIndex\":", 600),
+        ("gsm-hard", "\"input\":", 1319),
+        ("coin-flip", "\"question\":", 500),
+        ("last-letters", "\"question\":", 500),
+    ];
+    for (name, mark, count) in marks {
+        let Some(data) = from_folder(name) else {
+            return;
+        };
+        assert_eq!(data.split(Split::Test).unwrap().matches(mark).count(), count, "{name}");
+    }
+}
+
+#[test]
+fn a_split_of_several_files_is_read_by_file() {
+    for (name, mark) in [("pot-outputs", "\"generated\":"), ("bbh", "\"input\":")] {
+        let Some(data) = from_folder(name) else {
+            return;
+        };
+        let files = data.files_of(Split::Test).unwrap();
+        let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, data.files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>());
+        let texts: String = files.iter().map(|(_, text)| *text).collect();
+        assert_eq!(texts, data.split(Split::Test).unwrap());
+        let found: Vec<usize> = files.iter().map(|(_, text)| text.matches(mark).count()).collect();
+        match name {
+            "bbh" => assert_eq!((found.len(), found.iter().sum::<usize>()), (27, 6511)),
+            _ => assert_eq!(found, [1318, 1317, 999, 999, 599]),
+        }
+        assert!(data.files_of(Split::Train).is_err());
+    }
+}

@@ -47,6 +47,34 @@ pub struct Measurements {
     pub trace: Trace,
     /// What a reader of the report should know about this trial.
     pub notes: Vec<String>,
+    /// A few inputs of a test with what the model made of them. Variants of one experiment show the same inputs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transcripts: Vec<Transcript>,
+}
+
+/// What a model was asked and what it wrote.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transcript {
+    /// What it was asked.
+    pub input: String,
+    /// The gold answer.
+    pub expected: String,
+    /// What it wrote.
+    pub output: Vec<Line>,
+    /// Whether that is right.
+    pub right: bool,
+}
+
+/// A line of a model's output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// The line, with its indentation.
+    pub text: String,
+    /// What came of it, e.g. the value it computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// A curve.

@@ -144,6 +144,7 @@ impl<'a> Run<'a> {
             data: self.corpus.data_use(),
             trace: log.trace,
             notes,
+            ..Measurements::default()
         })
     }
 

@@ -1,5 +1,7 @@
 //! Whether an answer is right: the authors' rule and a strict one, side by side (paper card, section 6.1).
 
+use std::fmt;
+
 use crate::exec::Outcome;
 
 /// Unicode's decimal digits zero of the scripts in the basic plane, beside ASCII's; Python's `float` reads them all.
@@ -19,6 +21,15 @@ pub enum Answer {
     Number(f64),
     /// Of a symbolic one: yes or no, letters.
     Text(String),
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Answer::Number(number) => number.fmt(f),
+            Answer::Text(text) => f.write_str(text),
+        }
+    }
 }
 
 impl From<f64> for Answer {
@@ -70,7 +81,7 @@ pub fn lines(text: &str) -> Vec<&str> {
     }
 }
 
-/// Judges a chain of thought. A text stands after "####", letter for letter.
+/// Judges a chain of thought. A text is compared letter for letter with what stands after "####", or with all there is.
 pub fn judge_chain(chain: &str, gold: &Answer) -> Verdict {
     match gold {
         Answer::Number(gold) => {
@@ -78,7 +89,8 @@ pub fn judge_chain(chain: &str, gold: &Answer) -> Verdict {
             judge_lines(&line.iter().map(String::as_str).collect::<Vec<_>>(), *gold)
         }
         Answer::Text(gold) => {
-            let right = chain.rsplit_once("####").is_some_and(|(_, answer)| answer.trim() == gold.trim());
+            let answer = chain.rsplit_once("####").map_or(chain, |(_, answer)| answer);
+            let right = answer.trim() == gold.trim();
             Verdict { paper: right, strict: right }
         }
     }

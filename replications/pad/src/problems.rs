@@ -112,6 +112,14 @@ impl Templates {
         Self { template: self.template.iter().filter(|t| select(&t.id)).cloned().collect() }
     }
 
+    /// The same templates with numbers `factor` times as large.
+    #[must_use]
+    pub fn enlarged(mut self, factor: u32) -> Self {
+        let numbers = self.template.iter_mut().flat_map(|template| template.numbers.values_mut());
+        numbers.flatten().for_each(|bound| *bound = bound.saturating_mul(factor));
+        self
+    }
+
     /// `count` problems, the templates in turn. Problem i is a function of the seed, `purpose` and i alone.
     pub fn draw(&self, count: usize, seed: Seed, purpose: &str) -> Vec<Problem> {
         let draw = |i: usize| {

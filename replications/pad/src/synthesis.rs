@@ -77,6 +77,17 @@ impl Gsm8k {
         lines.map(parse).collect()
     }
 
+    /// As a problem with the program that its marks give, if they do; nothing without a gold answer.
+    pub fn problem(&self, number: usize) -> Option<Problem> {
+        Some(Problem {
+            origin: format!("gsm8k-{number}"),
+            question: self.question.clone(),
+            program: marks::program(&self.answer).unwrap_or_default(),
+            chain: self.answer.clone(),
+            answer: Answer::Number(self.gold()?),
+        })
+    }
+
     /// The gold answer, if there is one.
     pub fn gold(&self) -> Option<f64> {
         marks::parts(&self.answer).1.and_then(gold_number)
@@ -88,13 +99,8 @@ impl Gsm8k {
 /// # Errors
 /// A worker cannot be started.
 pub fn from_marks(pool: &Pool, problems: &[Gsm8k]) -> Result<(Vec<Problem>, Funnel), PoolError> {
-    let candidate = |(i, problem): (usize, &Gsm8k)| {
-        let (program, gold) = (marks::program(&problem.answer).ok()?, problem.gold()?);
-        let (question, chain) = (problem.question.clone(), problem.answer.clone());
-        let answer = Answer::Number(gold);
-        Some(Problem { origin: format!("gsm8k-{i}"), question, program, chain, answer })
-    };
-    let candidates: Vec<Problem> = problems.iter().enumerate().filter_map(candidate).collect();
+    let all = problems.iter().enumerate().filter_map(|(i, problem)| problem.problem(i));
+    let candidates: Vec<Problem> = all.filter(|problem| !problem.program.is_empty()).collect();
     let no_program = problems.len() - candidates.len();
     let (accepted, funnel) = filter(pool, candidates)?;
     Ok((accepted, Funnel { offered: problems.len(), no_program, ..funnel }))

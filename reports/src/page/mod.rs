@@ -4,6 +4,7 @@ pub(crate) mod badge;
 pub(crate) mod configuration;
 pub(crate) mod curves;
 pub(crate) mod effect;
+mod examples;
 pub(crate) mod index;
 pub(crate) mod names;
 pub(crate) mod paper;

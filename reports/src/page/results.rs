@@ -10,6 +10,7 @@ use replica_core::{Evidence, Experiment, Record};
 use serde::Serialize;
 
 use super::curves::{self, CurveFigure};
+use super::examples::{self, Examples};
 use super::table::{Cell, Table};
 use super::tuning::{self, TuningResults};
 use super::{configuration, names};
@@ -43,6 +44,8 @@ pub(crate) struct Results {
     pub secondary: Option<Table>,
     /// Facts, time and memory.
     pub cost: Option<Table>,
+    /// Inputs of the test with what the methods made of them.
+    pub examples: Option<Examples>,
     /// Learning curves.
     pub curves: Vec<CurveFigure>,
     /// Tuning.
@@ -95,6 +98,7 @@ pub(crate) fn results(
         secondary: (!rest.is_empty() && done > 0)
             .then(|| secondary_table(evidence, experiment, &rest, captions)),
         cost: (done > 0).then(|| cost_table(evidence, experiment, &facts, captions)),
+        examples: examples::examples(evidence, experiment),
         curves: curves::figures(evidence, experiment, captions),
         tuning: tried.then(|| tuning::results(evidence, experiment, captions)).flatten(),
         configuration: configuration::table(evidence, experiment),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -48,9 +47,7 @@ pub(crate) fn teach(session: &mut Session, options: &TeachOptions) -> Result<(),
     let mut problems = load(&options.questions, &sources)?;
     problems.truncate(options.first.map_or(usize::MAX, |first| first as usize));
     writable(&options.out)?;
-    let command = WorkerCommand::replica()
-        .map_err(|error| Failure::environment(format!("cannot find this program's own file: {error}")))?;
-    let pool = Pool::new(command, environment::cores(), Limits::default())?;
+    let pool = Pool::new(WorkerCommand::replica(), environment::cores(), Limits::default())?;
     let folder = options.answers.clone().unwrap_or_else(|| sources.cache.join("teacher"));
     let teacher = Teacher::new(settings.clone(), folder)?;
 

@@ -7,6 +7,7 @@
 
 mod interpreter;
 mod pool;
+mod trace;
 mod worker;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use pool::{Pool, PoolError, WorkerCommand};
+pub use trace::{Step, trace};
 pub use worker::{ServeError, serve};
 
 /// What one program may use.

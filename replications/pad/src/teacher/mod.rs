@@ -8,7 +8,7 @@
 //! let problems = questions(r#"{"question": "What is 2 + 3?", "answer": 5}"#, "mine")?;
 //! let teacher = Teacher::new(Settings::from_environment()?, "answers")?;
 //! let answers = teacher.programs(&problems, 2, &AtomicBool::new(false), &|_| {});
-//! let pool = Pool::new(WorkerCommand::replica()?, 2, Limits::default())?;
+//! let pool = Pool::new(WorkerCommand::replica(), 2, Limits::default())?;
 //! let (accepted, funnel) = answers.filter(&pool)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
