@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use replica_core::Scale;
 use replica_core::trial::Device;
+use replica_pad::teacher::Prices;
 
 use crate::target::Target;
 
@@ -69,6 +70,8 @@ pub(crate) enum Command {
     Data(DataOptions),
     /// Show what differs between two records, down to the first training step
     Diff(DiffOptions),
+    /// Ask a large model for programs that solve questions, and keep those that run and are right
+    Teach(TeachOptions),
     /// Time whole training steps, beside PyTorch where there is one
     Bench(BenchOptions),
     /// Check this machine: device, threads, folders, disk; and say what to do about problems
@@ -222,6 +225,65 @@ pub(crate) struct DiffOptions {
     /// The other
     #[arg(value_name = "RECORD")]
     pub(crate) right: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The teacher is any server with an OpenAI-compatible interface: REPLICA_TEACHER_URL is its base URL, REPLICA_TEACHER_MODEL the model's name, REPLICA_TEACHER_KEY the key, which local servers do not need. Every answer is kept: after Ctrl-C or an error the same command goes on where it stopped, and nothing is asked or paid for twice. Each round shows the model other worked examples and so may bring another program for the same question. Try --first 20 before you ask thousands of questions.
+
+Examples:
+  export REPLICA_TEACHER_URL=http://localhost:8000/v1 REPLICA_TEACHER_MODEL=my-model
+  replica teach pad --questions gsm8k --first 20 --out programs.jsonl
+  replica teach pad --questions gsm8k --rounds 8 --out programs.jsonl --prices 0.5,1.5
+  replica teach pad --questions mine.jsonl --out programs.jsonl     lines {\"question\": \"...\", \"answer\": 42}")]
+pub(crate) struct TeachOptions {
+    /// The paper whose method asks
+    #[arg(value_name = "PAPER", value_parser = ["pad"])]
+    pub(crate) paper: String,
+    /// gsm8k (its training questions), or a file of JSON lines with question and answer
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) questions: String,
+    /// File the right programs are written to, as JSON lines with question, program and answer; replaced if it exists
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// How often each question is asked, with other examples each time
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) rounds: u16,
+    /// Ask the first N questions only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) first: Option<u32>,
+    /// Requests at a time
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) jobs: u16,
+    /// Temperature the model samples with
+    #[arg(long, value_name = "T", default_value = "0", value_parser = amount)]
+    pub(crate) temperature: f64,
+    /// Seed the model samples with, for servers that take one
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
+    /// Seconds to wait for an answer before it is asked for again
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) timeout: u32,
+    /// What a million tokens sent and a million tokens received cost; the cost is unknown if left out
+    #[arg(long, value_name = "SENT,RECEIVED", value_parser = prices)]
+    pub(crate) prices: Option<Prices>,
+    /// Folder the teacher's answers are kept in; `teacher` in the data cache (REPLICA_CACHE) if left out
+    #[arg(long, value_name = "DIR")]
+    pub(crate) answers: Option<PathBuf>,
+}
+
+fn amount(text: &str) -> Result<f64, String> {
+    let amount = text.trim().parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0);
+    amount.ok_or_else(|| "a number that is not negative is expected".to_owned())
+}
+
+fn prices(text: &str) -> Result<Prices, String> {
+    let (prompt, completion) =
+        text.split_once(',').ok_or("two prices with a comma between them are expected, such as 0.5,1.5")?;
+    Ok(Prices { prompt: amount(prompt)?, completion: amount(completion)? })
 }
 
 #[derive(Debug, Args)]

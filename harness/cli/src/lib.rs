@@ -66,6 +66,7 @@ pub fn run(
         Command::Report(options) => commands::report::report(&mut session, options),
         Command::Data(options) => commands::data::data(&mut session, options),
         Command::Diff(options) => commands::diff::diff(&mut session, options),
+        Command::Teach(options) => commands::teach::teach(&mut session, options),
         Command::Bench(options) => commands::bench::bench(&mut session, options),
         Command::Doctor => commands::doctor::doctor(&mut session),
         Command::ProgramWorker => replica_pad::exec::serve(std::io::stdin(), std::io::stdout())

@@ -4,6 +4,7 @@
 //! - [`exec`]: runs programs in worker processes under limits; [`judge`]: whether what they printed is right
 //! - [`marks`]: programs from GSM8K's calculator marks
 //! - [`synthesis`]: programs that are run and found right become data
+//! - [`teacher`]: programs from a model behind an HTTP interface
 //! - [`problems`]: word problems from templates
 //! - [`expressions`], [`equations`]: equations as programs and chains of thought
 //! - [`renumbered`]: published problems with new numbers
@@ -33,6 +34,7 @@ pub mod source;
 pub mod student;
 pub mod symbolic;
 pub mod synthesis;
+pub mod teacher;
 pub mod tokens;
 pub mod variants;
 pub mod verify;
