@@ -35,8 +35,10 @@ impl Parameter {
         (self.variable.id() != self.master.id()).then(|| self.variable.as_tensor())
     }
 
-    /// A trainable parameter with these values, computed with in `dtype`.
+    /// A parameter with these values, computed with in `dtype`; running statistics, which move by small steps outside
+    /// the optimiser, in the masters' type.
     fn new(name: String, values: &Tensor, dtype: DType, device: &Device) -> Result<Self> {
+        let dtype = if is_trained(&name) { dtype } else { master_type(dtype) };
         let values = values.to_dtype(master_type(dtype))?;
         let master = Var::from_tensor(&values.to_device(device)?)?;
         let variable = match values.dtype() == dtype {
