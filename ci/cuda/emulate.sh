@@ -29,5 +29,5 @@ if [[ ! -e "$out/libcuda.so.1" || "$newest" -nt "$out/libcuda.so.1" ]]; then
 fi
 
 export LD_LIBRARY_PATH="$out${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-cargo test --locked --features replica-cli/cuda --package replica-cli --package replica-nn --package replica-train \
+cargo test --locked --no-fail-fast --features replica-cli/cuda --package replica-cli --package replica-nn --package replica-train \
     --package replica-lpa --test cuda -- "$@"

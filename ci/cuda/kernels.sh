@@ -32,10 +32,13 @@ fi
 out="$(mktemp -d)"
 trap 'rm -rf "$out"' EXIT
 echo "$nvcc: $("$nvcc" --version | sed -n 's/.*release \([^,]*\),.*/CUDA \1/p')"
-for source in harness/nn/src/ops/cuda/*.cu; do
-    name="$(basename "$source" .cu)"
+sources=(harness/nn/src/ops/cuda/*.cu)
+for source in "${sources[@]}"; do
     for arch in 80 90; do
-        "$nvcc" -ptx -O3 -std=c++17 --Werror all-warnings -arch="compute_$arch" -o "$out/$name.$arch.ptx" "$source"
+        echo "-arch=compute_$arch -o $out/$(basename "$source" .cu).$arch.ptx $source"
     done
+done | xargs -P "$(nproc)" -L 1 "$nvcc" -ptx -O3 -std=c++17 --Werror all-warnings
+for source in "${sources[@]}"; do
+    name="$(basename "$source" .cu)"
     echo "$name: $(grep -c '^\.visible \.entry\|^	*\.entry\|^\.entry' "$out/$name.90.ptx" || true) kernels"
 done

@@ -1,6 +1,6 @@
 //! Layers with parameters, named and initialised as in PyTorch.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use crate::ops::{Activation, Moments};
@@ -146,23 +146,14 @@ impl BatchNorm {
     /// # Errors
     /// It is not `width`.
     pub fn forward(&self, x: &Value, train: bool) -> Result<Value> {
-        let numbers = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec1::<f64>();
-        let running = Moments { mean: numbers(&self.mean)?, variance: numbers(&self.variance)?, count: 0 };
+        let running = Moments { mean: self.mean.clone(), variance: self.variance.clone(), count: 0 };
         if !train {
             return x.batch_norm(&running, false, &self.weight, &self.bias, self.eps);
         }
         let batch = x.column_moments()?;
-        let (kept, n) = (1.0 - self.momentum, batch.count as f64);
-        let corrected = if self.unbiased { n / (n - 1.0).max(1.0) } else { 1.0 };
-        let mixed = |old: &[f64], new: &[f64], factor: f64| -> Vec<f64> {
-            old.iter().zip(new).map(|(old, new)| kept * old + self.momentum * factor * new).collect()
-        };
-        let mean = mixed(&running.mean, &batch.mean, 1.0);
-        let variance = mixed(&running.variance, &batch.variance, corrected);
-        for (to, from) in [(&self.mean, mean), (&self.variance, variance)] {
-            let from = Tensor::from_vec(from, to.shape(), &Device::Cpu)?;
-            to.slice_set(&from.to_dtype(to.dtype())?.to_device(to.device())?, 0, 0)?;
-        }
+        let n = batch.count as f64;
+        let correction = if self.unbiased { n / (n - 1.0).max(1.0) } else { 1.0 };
+        batch.mix_into(&running, self.momentum, correction)?;
         x.batch_norm(&batch, true, &self.weight, &self.bias, self.eps)
     }
 }

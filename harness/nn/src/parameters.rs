@@ -35,8 +35,10 @@ impl Parameter {
         (self.variable.id() != self.master.id()).then(|| self.variable.as_tensor())
     }
 
-    /// A trainable parameter with these values, computed with in `dtype`.
+    /// A parameter with these values, computed with in `dtype`; running statistics, which move by small steps outside
+    /// the optimiser, in the masters' type.
     fn new(name: String, values: &Tensor, dtype: DType, device: &Device) -> Result<Self> {
+        let dtype = if is_trained(&name) { dtype } else { master_type(dtype) };
         let values = values.to_dtype(master_type(dtype))?;
         let master = Var::from_tensor(&values.to_device(device)?)?;
         let variable = match values.dtype() == dtype {
@@ -181,8 +183,14 @@ fn standard_normal(rng: &mut impl Rng) -> f64 {
 }
 
 impl SimpleBackend for Parameters {
-    fn get(&self, shape: Shape, name: &str, init: Init, _: DType, _: &Device) -> Result<Tensor> {
-        if let Some(existing) = Parameters::get(self, name) {
+    /// What the model computes with; the master if its type is asked for.
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, _: &Device) -> Result<Tensor> {
+        let of = |p: &Parameter| match p.master.dtype() == dtype {
+            true => p.master.as_tensor().clone(),
+            false => p.variable.as_tensor().clone(),
+        };
+        let existing = self.lock().get(name).map(of);
+        if let Some(existing) = existing {
             if existing.shape() != &shape {
                 bail!("parameter `{name}` has shape {:?}, the model expects {shape:?}", existing.shape());
             }
@@ -190,7 +198,7 @@ impl SimpleBackend for Parameters {
         }
         let values = self.draw(name, &shape, init)?;
         let parameter = Parameter::new(name.to_owned(), &values, self.0.dtype, &self.0.device)?;
-        let tensor = parameter.variable.as_tensor().clone();
+        let tensor = of(&parameter);
         self.lock().insert(name.to_owned(), parameter);
         Ok(tensor)
     }

@@ -109,8 +109,7 @@ impl S4d {
         if drawn && kernel.diagonal.c.is_contiguous() {
             let on_host = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
             let host = LowRankKernel { diagonal: kernel.diagonal.map(on_host)?, p: on_host(&kernel.p)? };
-            let c = &kernel.diagonal.c;
-            c.slice_set(&host.trained_c(length)?.to_dtype(c.dtype())?.to_device(c.device())?, 0, 0)?;
+            init::overwrite(&names, "C", &kernel.diagonal.c, &host.trained_c(length)?)?;
         }
         Self::around(Kernel::LowRank(kernel, length), config, vb)
     }

@@ -31,7 +31,7 @@ pub fn slices<T: candle_core::WithDType, R, const N: usize>(
         };
         *slice = match &**storage {
             Storage::Cpu(cpu) => &T::cpu_storage_as_slice(cpu)?[start..end],
-            _ => bail!("a CPU tensor is expected; this operation has no CUDA path yet"),
+            _ => bail!("a CPU tensor is expected, got one on {:?}", storage.device().location()),
         };
     }
     Ok(f(slices))

@@ -7,6 +7,7 @@
 //! weights, which are never stored.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
@@ -326,6 +327,8 @@ struct Stack {
     bidirectional: bool,
     buckets: usize,
     max_distance: usize,
+    /// Of the last call's numbers of queries and keys, where the table is: batches of one shape upload them once.
+    pairs: Mutex<Option<((usize, usize), Tensor)>>,
     blocks: Vec<Block>,
     norm: RmsNorm,
     dropout: f64,
@@ -343,6 +346,7 @@ impl Stack {
             bidirectional: !decoder,
             buckets,
             max_distance: config.relative_attention_max_distance,
+            pairs: Mutex::default(),
             blocks: (0..layers).map(block).collect::<Result<_>>()?,
             norm: RmsNorm::new(config.d_model, config.layer_norm_epsilon, vb.pp("final_layer_norm"))?,
             dropout: config.dropout_rate,
@@ -351,8 +355,18 @@ impl Stack {
 
     /// The bias on the scores of self-attention, `[heads, queries, keys]`.
     fn bias(&self, beside: &Value, queries: usize, keys: usize) -> Result<Value> {
-        let buckets = relative_buckets((queries, keys), self.bidirectional, self.buckets, self.max_distance)?;
-        beside.constant_beside(buckets.to_device(self.relative.device())?).relative_bias(&self.relative)
+        let sizes = (queries, keys);
+        let mut last = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let buckets = match &*last {
+            Some((of, buckets)) if *of == sizes => buckets.clone(),
+            _ => {
+                let buckets = relative_buckets(sizes, self.bidirectional, self.buckets, self.max_distance)?;
+                let buckets = buckets.to_device(self.relative.device())?;
+                *last = Some((sizes, buckets.clone()));
+                buckets
+            }
+        };
+        beside.constant_beside(buckets).relative_bias(&self.relative)
     }
 
     /// Embedded tokens `[batch, t, d_model]` to states after the last norm. `mask` is of the tokens themselves, `source`

@@ -10,15 +10,17 @@ use std::io::Write as _;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
 use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use replica_core::{Seed, trial};
 use replica_nn::mamba::{Mamba, MambaConfig};
 use replica_nn::ops::{
     Activation, Attention, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE, LowRankKernel,
-    RopeTable, Scores, SelectiveScan, StepTransform,
+    Moments, RopeTable, Scores, SelectiveScan, StepTransform,
 };
 use replica_nn::s4d::{Modes, S4d, S4dConfig};
 use replica_nn::s5::{OutputInit, S5, S5Config};
-use replica_nn::{Gradients, Parameters, Staging, Tape, Value, accelerator, checkpoint};
+use replica_nn::t5::{T5, T5Config};
+use replica_nn::{BatchNorm, Gradients, Parameters, Staging, Tape, Value, accelerator, checkpoint};
 
 /// The first GPU, or nothing and a line that says why. It goes past the test harness, which would swallow it.
 fn gpu() -> Option<Device> {
@@ -81,18 +83,47 @@ fn run(
 
 /// Compares an operation on the GPU with the CPU. The error is relative to the largest number of each result.
 fn check(name: &str, shapes: &[&[usize]], f: Operation) {
+    check_numbers(name, shapes, numbers, |_| 0.0, f);
+}
+
+/// As [`check`] for what has a kink at a sum of a product and a bias. Products are rounded to bfloat16 before the bias is
+/// added, which may move a sum to the other side of the kink, and then the slope there is another one. Sums of few
+/// halves and ones are not rounded.
+fn check_kink(name: &str, shapes: &[&[usize]], f: Operation) {
+    let halves = |n: usize, rng: &mut ChaCha8Rng| {
+        numbers(n, rng).into_iter().map(|x| if x.abs() < 0.5 { 0.5f32 } else { 1.0 }.copysign(x)).collect()
+    };
+    check_numbers(name, shapes, halves, |_| 0.0, f);
+}
+
+/// As [`check`] for a sum of the inputs, or of what is no larger: of terms that cancel nothing may be left but their
+/// rounding errors, which are as large as the terms are.
+fn check_sum(name: &str, n: usize, f: Operation) {
+    check_numbers(name, &[&[n]], numbers, |x| x.iter().map(|x| x.abs()).sum(), f);
+}
+
+/// As [`check`] on inputs that `draw` makes, with the errors of the value relative to `scale(first input)` if that is
+/// larger.
+fn check_numbers(
+    name: &str,
+    shapes: &[&[usize]],
+    draw: impl Fn(usize, &mut ChaCha8Rng) -> Vec<f32>,
+    scale: impl Fn(&[f32]) -> f32,
+    f: Operation,
+) {
     let Some(gpu) = gpu() else { return };
     let seed = 7;
     let mut rng = Seed(seed).stream(name);
     let inputs: Vec<(Vec<f32>, Vec<usize>)> =
-        shapes.iter().map(|shape| (numbers(shape.iter().product(), &mut rng), shape.to_vec())).collect();
+        shapes.iter().map(|shape| (draw(shape.iter().product(), &mut rng), shape.to_vec())).collect();
     let expected = run(&inputs, seed, &Device::Cpu, DType::F32, f);
     // float32 differs by the order of sums; bfloat16 has 8 binary digits, and results pass through it several times
     for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 3e-2)] {
         let got = run(&inputs, seed, &gpu, dtype, f);
         for (which, (expected, got)) in expected.iter().zip(&got).enumerate() {
             assert_eq!(expected.len(), got.len(), "{name}");
-            let largest = expected.iter().fold(1e-6f32, |a, x| a.max(x.abs()));
+            let beside = if which == 0 { scale(&inputs[0].0) } else { 0.0 };
+            let largest = expected.iter().fold(beside.max(1e-6), |a, x| a.max(x.abs()));
             for (i, (a, b)) in expected.iter().zip(got).enumerate() {
                 let error = (a - b).abs() / largest;
                 let part = if which == 0 { "value".to_owned() } else { format!("gradient {which}") };
@@ -120,7 +151,8 @@ fn linear() {
         check("linear", &[&[n, k], &[o, k], &[o]], &|x, w| x[0].linear(&w[1], Some(&w[2])));
         check("linear without bias", &[&[2, n, k], &[o, k]], &|x, w| x[0].linear(&w[1], None));
         for f in ACTIVATIONS {
-            check("linear_activation", &[&[n, k], &[o, k], &[o]], &|x, w| {
+            let compare = if f == Activation::Relu { check_kink } else { check };
+            compare("linear_activation", &[&[n, k], &[o, k], &[o]], &|x, w| {
                 x[0].linear_activation(&w[1], Some(&w[2]), f)
             });
         }
@@ -135,6 +167,44 @@ fn norms() {
     for (n, width) in [(1, 2), (7, 33), (130, 64), (64, 768), (9, 3000)] {
         check("rms_norm", &[&[n, width], &[width]], &|x, w| x[0].rms_norm(&w[1], 1e-6));
         check("layer_norm", &[&[n, width], &[width], &[width]], &|x, w| x[0].layer_norm(&w[1], &w[2], 1e-5));
+    }
+}
+
+/// By a batch's own moments and by running ones that follow it, over more rows than a block has.
+#[test]
+fn batch_norms() {
+    for (n, width) in [(1, 2), (7, 33), (130, 64), (20_000, 3)] {
+        let shapes: [&[usize]; 3] = [&[n, width], &[width], &[width]];
+        check("batch_norm", &shapes, &|x, w| {
+            x[0].batch_norm(&x[0].column_moments()?, true, &w[1], &w[2], 1e-2)
+        });
+        check("batch_norm by running moments", &shapes, &|x, w| {
+            let same = |v: f32| {
+                let tensor = Tensor::full(v, width, &Device::Cpu)?;
+                Ok::<_, candle_core::Error>(sent(&tensor, DType::F32, w[0].device()))
+            };
+            let running = Moments { mean: same(0.25)?, variance: same(0.75)?, count: 0 };
+            let before = x[0].batch_norm(&running, false, &w[1], &w[2], 1e-2)?;
+            x[0].column_moments()?.mix_into(&running, 0.1, 1.5)?;
+            // what the first one took of the running moments stays as it was
+            before.add(&x[0].batch_norm(&running, false, &w[1], &w[2], 1e-2)?)
+        });
+    }
+}
+
+/// Running statistics of a model in bfloat16 move by small steps: they are float32.
+#[test]
+fn running_statistics_are_single_precision() {
+    let Some(gpu) = gpu() else { return };
+    let parameters = Parameters::new(Seed(1), DType::BF16, &gpu);
+    let norm = BatchNorm::new(3, 1e-5, 0.01, true, parameters.builder()).unwrap();
+    let x = Tensor::new(&[[1f32, 2.0, -1.0], [3.0, 2.0, 0.0]], &Device::Cpu).unwrap();
+    norm.forward(&Value::from(sent(&x, DType::BF16, &gpu)), true).unwrap();
+    let numbers = |name: &str| parameters.get(name).unwrap().to_vec1::<f32>().unwrap();
+    for (name, expected) in [("running_mean", [0.02, 0.02, -0.005]), ("running_var", [1.01, 0.99, 0.995])] {
+        for (a, b) in expected.iter().zip(numbers(name)) {
+            assert!((a - b).abs() < 1e-6, "{name}: {b}, {a} is expected");
+        }
     }
 }
 
@@ -158,8 +228,8 @@ fn elementwise() {
 #[test]
 fn reductions() {
     for n in [1, 31, 4096, 100_003] {
-        check("sum", &[&[n]], &|x, _| x[0].sum());
-        check("sum twice", &[&[n]], &|x, _| x[0].sum()?.add(&x[0].activate(Activation::Silu)?.sum()?));
+        check_sum("sum", n, &|x, _| x[0].sum());
+        check_sum("sum twice", n, &|x, _| x[0].sum()?.add(&x[0].activate(Activation::Silu)?.sum()?));
         check("mean_squared_error", &[&[n]], &|x, _| {
             let targets = Tensor::full(0.25f32, n, &Device::Cpu)?;
             let targets = sent(&targets, x[0].tensor().dtype(), x[0].tensor().device());
@@ -169,6 +239,19 @@ fn reductions() {
     check("select_positions", &[&[3, 9, 20]], &|x, _| {
         x[0].select_positions(&[8, 4, 0])?.add(&x[0].select_positions(&[8, 1, 2])?)
     });
+}
+
+#[test]
+fn heads() {
+    for (batch, t, width) in [(1, 1, 1), (3, 9, 20), (2, 1300, 33)] {
+        let lengths: Vec<usize> = (0..batch).map(|b| t - b * (t / 4)).collect();
+        check("mean_of_first", &[&[batch, t, width]], &|x, _| {
+            x[0].mean_of_first(&lengths)?.add(&x[0].mean_of_first(&vec![1; batch])?)
+        });
+        check("pair_features", &[&[2 * batch, t * width]], &|x, _| {
+            x[0].add(&x[0])?.pair_features()?.add(&x[0].pair_features()?)
+        });
+    }
 }
 
 #[test]
@@ -398,7 +481,9 @@ fn diagonal_scans() {
 
 #[test]
 fn selective_scans() {
-    for l in LENGTHS {
+    // five chunks, the last one not full; all of them by the thousand take minutes on an emulated device, and Mamba's
+    // layer below has a thousand steps
+    for l in [1, 2, 7, 64, 133] {
         for (batch, d, n, softplus) in [(1, 1, 1, true), (2, 37, 16, true), (2, 5, 3, false)] {
             let (inputs, modes, a, channel) = ([batch, l, d], [batch, l, n], [d, n], [d]);
             let mut shapes: Vec<&[usize]> = vec![&inputs, &inputs, &modes, &modes, &a, &channel];
@@ -508,6 +593,65 @@ fn layers_of_state_space_models() {
     });
 }
 
+/// States of the decoder, loss, and the gradients of all parameters by name.
+fn t5_results(config: &T5Config, dtype: DType, device: &Device) -> Vec<(String, Vec<f32>)> {
+    let (batch, s, t) = (3, 70, 37);
+    let parameters = Parameters::new(Seed(4), dtype, device);
+    let model = T5::new(config, parameters.builder()).unwrap();
+    let ids: Vec<u32> = (0..(batch * s) as u32).map(|i| (i * i + 3 * i) % 61).collect();
+    // the second source ends early, the third has a hole
+    let seen = |i: usize| u8::from(!(i / s == 1 && i % s > 20 || i / s == 2 && i % s == 5));
+    let mask = Tensor::from_vec((0..batch * s).map(seen).collect(), (batch, s), device).unwrap();
+    let labels = labels(batch * t, 61, &Device::Cpu).reshape((batch, t)).unwrap();
+    let inputs = config.decoder_inputs(&labels).unwrap().to_device(device).unwrap();
+    let (gradients, dropout) = (Gradients::default(), Dropout::new(5, 2));
+    let tape = Tape::new(&gradients);
+    let ids = tape.constant(Tensor::from_vec(ids, (batch, s), device).unwrap());
+    let encoded = model.encode(&ids, Some(&mask), Some(&dropout)).unwrap();
+    let source = model.source(&encoded, Some(&mask)).unwrap();
+    let states = model.decode(&tape.constant(inputs), &source, None, Some(&dropout)).unwrap();
+    let loss = model.loss(&states, &labels.to_device(device).unwrap()).unwrap();
+    tape.backward(&loss).unwrap();
+    let host = |t: &Tensor| {
+        let t = t.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap();
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let mut results =
+        vec![("states".to_owned(), host(states.tensor())), ("loss".to_owned(), host(loss.tensor()))];
+    results.extend(parameters.trained().into_iter().map(|p| {
+        let gradient = gradients.tensor(p.variable.as_tensor()).expect("every parameter has a gradient");
+        (p.name, host(&gradient))
+    }));
+    results
+}
+
+/// Both forms of T5, a width of heads with tensor cores and one without.
+#[test]
+fn t5() {
+    let Some(gpu) = gpu() else { return };
+    for (d_kv, rest) in
+        [(10, ""), (32, r#", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false"#)]
+    {
+        let config = T5Config::from_json(&format!(
+            r#"{{"vocab_size": 61, "d_model": 48, "d_kv": {d_kv}, "d_ff": 96, "num_layers": 2, "num_heads": 3,
+            "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20{rest}}}"#
+        ));
+        let config = config.unwrap();
+        let expected = t5_results(&config, DType::F32, &Device::Cpu);
+        for (dtype, far) in [(DType::F32, 1e-5), (DType::BF16, 5e-2)] {
+            for ((what, a), (_, b)) in expected.iter().zip(t5_results(&config, dtype, &gpu)) {
+                assert_eq!(a.len(), b.len(), "{what}");
+                // rounding errors have no direction: what is compared is the length of the difference
+                let length =
+                    |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                let (of, by) =
+                    (length(&mut a.iter().copied()), length(&mut a.iter().zip(&b).map(|(a, b)| a - b)));
+                assert!(by <= far * of, "T5 in {dtype:?}, d_kv {d_kv}, {what}: off by {by} of {of}");
+            }
+        }
+    }
+}
+
 #[test]
 fn losses() {
     for (n, k, vocab) in [(1, 3, 2), (40, 16, 301), (700, 64, 5000)] {
@@ -517,6 +661,21 @@ fn losses() {
         check("linear_cross_entropy", &[&[n, k], &[vocab, k], &[vocab]], &|x, w| {
             x[0].linear_cross_entropy(&w[1], Some(&w[2]), &labels(n, vocab, w[1].device()))
         });
+    }
+}
+
+/// Of all tokens, and of a nucleus of several and of one.
+#[test]
+fn distillation() {
+    for (n, vocab) in [(1, 2), (40, 301), (3, 5000)] {
+        for top_p in [None, Some(1e-5), Some(0.7)] {
+            check("distillation", &[&[n, vocab]], &|x, _| {
+                let teacher = numbers(n * vocab, &mut Seed(3).stream("teacher"));
+                let teacher = Tensor::from_vec(teacher, (n, vocab), &Device::Cpu)?;
+                let teacher = sent(&teacher, x[0].tensor().dtype(), x[0].tensor().device());
+                x[0].distillation(&teacher, top_p)
+            });
+        }
     }
 }
 

@@ -109,7 +109,8 @@ proptest! {
         check(&[&[n + 2, width], &[width], &[width]], seed, |x, w| {
             x[0].batch_norm(&x[0].column_moments()?, true, &w[1], &w[2], 1e-2)
         });
-        let given = Moments { mean: vec![0.3; width], variance: vec![0.7; width], count: 0 };
+        let same = |v: f64| Tensor::full(v, width, &Device::Cpu).unwrap();
+        let given = Moments { mean: same(0.3), variance: same(0.7), count: 0 };
         check(&[&[n, width], &[width], &[width]], seed, |x, w| x[0].batch_norm(&given, false, &w[1], &w[2], 1e-5));
     }
 

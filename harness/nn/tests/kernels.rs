@@ -11,6 +11,8 @@ mod attention;
 mod elementwise;
 #[path = "kernels/emulator.rs"]
 mod emulator;
+#[path = "kernels/heads.rs"]
+mod heads;
 #[path = "kernels/losses.rs"]
 mod losses;
 #[path = "kernels/norms.rs"]

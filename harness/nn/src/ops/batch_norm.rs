@@ -3,24 +3,44 @@
 //!
 //! Kept for backward: `x`, and mean and 1 / sqrt(var + eps) of every column.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::linear::check_width;
 use super::{ROWS, for_device};
 use crate::real::Real;
-use crate::storage::{buffer, slices, tensor};
+use crate::storage::{buffer, slice_mut, slices, tensor};
 use crate::tape::{Grad, Value, assign_or_add_rounded};
 
-/// Mean and variance, not corrected for their number, of columns.
-#[derive(Clone, Debug, PartialEq)]
+/// Mean and variance, not corrected for their number, of columns; where the columns are. Those of
+/// [`Value::column_moments`] have double precision on the CPU and single precision on a GPU.
+#[derive(Clone, Debug)]
 pub struct Moments {
-    /// One a column.
-    pub mean: Vec<f64>,
-    /// One a column.
-    pub variance: Vec<f64>,
+    /// `[width]`, one a column.
+    pub mean: Tensor,
+    /// `[width]`, one a column.
+    pub variance: Tensor,
     /// How many numbers of a column they were taken over.
     pub count: usize,
+}
+
+impl Moments {
+    /// Takes these into running ones: `running = (1 - share) running + share moments`, the variance times
+    /// `correction` first.
+    ///
+    /// # Errors
+    /// The running ones have another width.
+    pub fn mix_into(&self, running: &Moments, share: f64, correction: f64) -> Result<()> {
+        for (to, from, factor) in
+            [(&running.mean, &self.mean, share), (&running.variance, &self.variance, share * correction)]
+        {
+            if to.dims() != from.dims() {
+                bail!("moments of {:?} columns for running ones of {:?}", from.dims(), to.dims());
+            }
+            for_device!(to, mix(to, 1.0 - share, from, factor))?;
+        }
+        Ok(())
+    }
 }
 
 impl Value {
@@ -29,7 +49,7 @@ impl Value {
     /// # Errors
     /// The value is a scalar, or empty.
     pub fn column_moments(&self) -> Result<Moments> {
-        for_device!(cpu self.tensor(), column_moments(self))
+        for_device!(self.tensor(), column_moments(self))
     }
 
     /// Batch norm by the moments of this value itself (`own`, through which gradients flow) or by given ones.
@@ -44,7 +64,7 @@ impl Value {
         bias: &Tensor,
         eps: f64,
     ) -> Result<Value> {
-        for_device!(cpu self.tensor(), batch_norm(self, moments, own, weight, bias, eps))
+        for_device!(self.tensor(), batch_norm(self, moments, own, weight, bias, eps))
     }
 }
 
@@ -72,18 +92,53 @@ fn column_sums<T: Real, const N: usize>(
     total
 }
 
+/// `to = kept to + factor from`.
+fn mix<T: Real>(to: &Tensor, kept: f64, from: &Tensor, factor: f64) -> Result<()> {
+    let from = doubles(from)?;
+    slice_mut::<T>(to, |to| {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = T::from_f64(kept * to.to_f64() + factor * from);
+        }
+    })
+}
+
+fn doubles(numbers: &Tensor) -> Result<Vec<f64>> {
+    numbers.to_dtype(DType::F64)?.to_vec1()
+}
+
+/// Rows and columns of the last dimension.
+pub(super) fn matrix(x: &Tensor) -> Result<(usize, usize)> {
+    match x.dims().last() {
+        Some(&width) if x.elem_count() > 0 => Ok((x.elem_count() / width, width)),
+        _ => bail!("column_moments of {:?}: at least one column is expected", x.shape()),
+    }
+}
+
+/// Rows and columns, which weight, bias and moments must fit.
+pub(super) fn check_columns(
+    x: &Tensor,
+    moments: &Moments,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<(usize, usize)> {
+    let width = weight.dims1()?;
+    check_width("batch_norm", x.shape(), width)?;
+    if [&moments.mean, &moments.variance, bias].iter().any(|t| t.dims() != [width]) {
+        bail!("batch_norm: moments and bias of {width} columns are expected");
+    }
+    Ok((x.elem_count() / width, width))
+}
+
 fn column_moments<T: Real>(x: &Value) -> Result<Moments> {
-    let Some(&width) = x.tensor().dims().last().filter(|_| x.tensor().elem_count() > 0) else {
-        bail!("column_moments of {:?}: at least one column is expected", x.tensor().shape())
-    };
-    let count = x.tensor().elem_count() / width;
-    slices::<T, _, 1>([x.tensor()], |[x]| {
+    let (count, width) = matrix(x.tensor())?;
+    let (mean, variance) = slices::<T, _, 1>([x.tensor()], |[x]| {
         let mean: Vec<f64> =
             column_sums((x, x), width, |_, x, _| [x]).iter().map(|[sum]| sum / count as f64).collect();
         let squares = column_sums((x, x), width, |i, x, _| [(x - mean[i]) * (x - mean[i])]);
-        let variance = squares.iter().map(|[sum]| sum / count as f64).collect();
-        Moments { mean, variance, count }
-    })
+        let variance: Vec<f64> = squares.iter().map(|[sum]| sum / count as f64).collect();
+        (mean, variance)
+    })?;
+    Ok(Moments { mean: tensor(mean, width)?, variance: tensor(variance, width)?, count })
 }
 
 fn batch_norm<T: Real>(
@@ -94,13 +149,10 @@ fn batch_norm<T: Real>(
     bias: &Tensor,
     eps: f64,
 ) -> Result<Value> {
-    let width = weight.dims1()?;
-    check_width("batch_norm", x.tensor().shape(), width)?;
-    if moments.mean.len() != width || moments.variance.len() != width || bias.dims() != [width] {
-        bail!("batch_norm: moments and bias of {width} columns are expected");
-    }
-    let mean: Vec<T> = moments.mean.iter().map(|m| T::from_f64(*m)).collect();
-    let inverse: Vec<T> = moments.variance.iter().map(|v| T::from_f64(1.0 / (v + eps).sqrt())).collect();
+    let (rows, width) = check_columns(x.tensor(), moments, weight, bias)?;
+    let mean: Vec<T> = doubles(&moments.mean)?.into_iter().map(T::from_f64).collect();
+    let inverse = |v: f64| T::from_f64(1.0 / (v + eps).sqrt());
+    let inverse: Vec<T> = doubles(&moments.variance)?.into_iter().map(inverse).collect();
     let mut y = buffer::<T>(x.tensor().elem_count());
     slices::<T, _, 3>([x.tensor(), weight, bias], |[x, w, b]| {
         y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
@@ -116,7 +168,7 @@ fn batch_norm<T: Real>(
     let (slot, x, weight, bias) = (x.slot(), x.tensor().clone(), weight.clone(), bias.clone());
     Ok(tape.record(y, move |dy, flow| {
         let mut dx = buffer::<T>(x.elem_count());
-        let share = if own { 1.0 / (x.elem_count() / width) as f64 } else { 0.0 };
+        let share = if own { 1.0 / rows as f64 } else { 0.0 };
         let sums = slices::<T, _, 3>([&x, &weight, dy.tensor()], |[x, w, dy]| {
             let normal = |i: usize, x: f64| (x - mean[i].to_f64()) * inverse[i].to_f64();
             let sums = column_sums((x, dy), width, |i, x, dy| [dy * normal(i, x), dy]);

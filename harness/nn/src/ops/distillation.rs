@@ -25,15 +25,22 @@ impl Value {
         if let Some(p) = top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
             bail!("distillation: top_p = {p}: a number in (0, 1] is expected");
         }
-        for_device!(cpu self.tensor(), distillation(self, teacher, top_p))
+        // probabilities never exceed 1, sums of them rounded do
+        let top_p = top_p.filter(|p| *p < 1.0);
+        for_device!(self.tensor(), distillation(self, teacher, top_p))
+    }
+}
+
+/// Rows and tokens of logits.
+pub(super) fn tokens(logits: &Tensor) -> Result<(usize, usize)> {
+    match logits.dims().last() {
+        Some(&vocab) if logits.elem_count() > 0 => Ok((logits.elem_count() / vocab, vocab)),
+        _ => bail!("distillation: logits {:?} of no token", logits.shape()),
     }
 }
 
 fn distillation<T: Real>(student: &Value, teacher: &Tensor, top_p: Option<f64>) -> Result<Value> {
-    let Some(&vocab) = student.tensor().dims().last().filter(|vocab| **vocab > 0) else {
-        bail!("distillation: logits {:?} of no token", student.tensor().shape())
-    };
-    let rows = student.tensor().elem_count() / vocab;
+    let (rows, vocab) = tokens(student.tensor())?;
     let mut gradient = buffer::<T>(rows * vocab);
     let parts: Vec<f64> = slices::<T, _, 2>([student.tensor(), teacher], |[student, teacher]| {
         let group = ROWS * vocab;

@@ -9,7 +9,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "several arrays share an index")]
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 use rustfft::num_complex::Complex64;
 
@@ -40,12 +40,16 @@ impl LowRankKernel {
     }
 
     /// What C of a kernel as initialised becomes when it is to be trained for a length: `C (I - Ab^length)`, of the
-    /// same shape. S4 does this once, at its first forward pass.
+    /// same shape. S4 does this once, at its first forward pass, and we when the model is made: on the host, of
+    /// parameters that are there.
     ///
     /// # Errors
-    /// As [`LowRankKernel::taps`].
+    /// As [`LowRankKernel::taps`], or parameters elsewhere.
     pub fn trained_c(&self, length: usize) -> Result<Tensor> {
-        for_device!(cpu self.p, trained_c(self, length))
+        match self.p.dtype() {
+            DType::F64 => trained_c::<f64>(self, length),
+            _ => trained_c::<f32>(self, length),
+        }
     }
 
     pub(super) fn size(&self, length: usize) -> Result<Size> {

@@ -56,20 +56,8 @@ pub use selective_scan::SelectiveScan;
 pub(crate) use panels::PanelKernel;
 
 /// Calls an operation for a tensor's device and number type: the function of this name in `cuda` for a CUDA
-/// tensor, otherwise the one beside the caller, which is generic over [`Real`](crate::Real). With `cpu` before
-/// the tensor: an operation that has no CUDA kernels.
+/// tensor, otherwise the one beside the caller, which is generic over [`Real`](crate::Real).
 macro_rules! for_device {
-    (cpu $tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
-        match ($tensor.device(), $tensor.dtype()) {
-            (candle_core::Device::Cpu, candle_core::DType::F32) => $function::<f32>($($argument),*),
-            (candle_core::Device::Cpu, candle_core::DType::F64) => $function::<f64>($($argument),*),
-            (device, dtype) => candle_core::bail!(
-                "{}: f32 or f64 on the CPU is expected, there are no kernels for {dtype:?} on {:?}",
-                stringify!($function),
-                device.location(),
-            ),
-        }
-    };
     ($tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match ($tensor.device(), $tensor.dtype()) {
             #[cfg(feature = "cuda")]

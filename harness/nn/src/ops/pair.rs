@@ -2,7 +2,7 @@
 //!
 //! Kept for backward: the documents.
 
-use candle_core::{Result, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::for_device;
 use crate::real::Real;
@@ -16,17 +16,23 @@ impl Value {
     /// # Errors
     /// Not two dimensions, or an odd number of rows.
     pub fn pair_features(&self) -> Result<Value> {
-        for_device!(cpu self.tensor(), pair_features(self))
+        for_device!(self.tensor(), pair_features(self))
     }
 }
 
-fn pair_features<T: Real>(x: &Value) -> Result<Value> {
-    let (rows, width) = x.tensor().dims2()?;
+/// Pairs and width.
+pub(super) fn check_pairs(x: &Tensor) -> Result<(usize, usize)> {
+    let (rows, width) = x.dims2()?;
     if !rows.is_multiple_of(2) || rows == 0 {
         bail!("pair_features: {rows} rows; an even number is expected, first documents before second ones");
     }
-    let half = rows / 2 * width;
-    let mut y = buffer::<T>(2 * rows * width);
+    Ok((rows / 2, width))
+}
+
+fn pair_features<T: Real>(x: &Value) -> Result<Value> {
+    let (pairs, width) = check_pairs(x.tensor())?;
+    let half = pairs * width;
+    let mut y = buffer::<T>(4 * half);
     slices::<T, _, 1>([x.tensor()], |[x]| {
         let (a, b) = x.split_at(half);
         for ((y, a), b) in y.chunks_exact_mut(4 * width).zip(a.chunks_exact(width)).zip(b.chunks_exact(width))
@@ -39,13 +45,13 @@ fn pair_features<T: Real>(x: &Value) -> Result<Value> {
             }
         }
     })?;
-    let y = tensor(y, (rows / 2, 4 * width))?;
+    let y = tensor(y, (pairs, 4 * width))?;
     let Some(tape) = Value::recording(&[x], &[]) else { return Ok(x.unrecorded(y)) };
     let (slot, x) = (x.slot(), x.tensor().clone());
     Ok(tape.record(y, move |dy, flow| {
         slices::<T, _, 2>([&x, dy.tensor()], |[x, dy]| {
             let (a, b) = x.split_at(half);
-            flow.add_to_slot::<T>(slot, &(rows, width).into(), |dx, fresh| {
+            flow.add_to_slot::<T>(slot, &(2 * pairs, width).into(), |dx, fresh| {
                 if fresh {
                     dx.fill(T::zero());
                 }

@@ -2,7 +2,7 @@
 //!
 //! Kept for backward: the lengths.
 
-use candle_core::{Result, bail};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::for_device;
@@ -16,15 +16,21 @@ impl Value {
     /// # Errors
     /// Not one length a sequence, one of 0, or one beyond the end.
     pub fn mean_of_first(&self, lengths: &[usize]) -> Result<Value> {
-        for_device!(cpu self.tensor(), mean_of_first(self, lengths))
+        for_device!(self.tensor(), mean_of_first(self, lengths))
     }
 }
 
-fn mean_of_first<T: Real>(x: &Value, lengths: &[usize]) -> Result<Value> {
-    let (batch, t, width) = x.tensor().dims3()?;
+/// Batch, steps and width; one length from 1 to all steps for each sequence.
+pub(super) fn check_lengths(x: &Tensor, lengths: &[usize]) -> Result<(usize, usize, usize)> {
+    let (batch, t, width) = x.dims3()?;
     if lengths.len() != batch || lengths.iter().any(|n| *n == 0 || *n > t) {
         bail!("mean_of_first: lengths {lengths:?} of [{batch}, {t}, {width}]; 1 to {t} are expected");
     }
+    Ok((batch, t, width))
+}
+
+fn mean_of_first<T: Real>(x: &Value, lengths: &[usize]) -> Result<Value> {
+    let (batch, t, width) = check_lengths(x.tensor(), lengths)?;
     let lengths = lengths.to_vec();
     let mut y = buffer::<T>(batch * width);
     slice::<T, _>(x.tensor(), |x| {

@@ -1,4 +1,4 @@
-//! Cross-entropy, the gradient norm, AdamW.
+//! Cross-entropy, distillation, the gradient norm, AdamW.
 
 use candle_core::{Device, Tensor};
 use replica_nn::ops::IGNORE;
@@ -58,6 +58,44 @@ fn cross_entropy_of_both_types() {
     Emulator::in_both_orders(|cuda| {
         cross_entropy::<f32>(cuda);
         cross_entropy::<Bf16>(cuda);
+    });
+}
+
+fn distillation<T: Number>(cuda: &Emulator) {
+    for (rows, vocab) in [(1usize, 2usize), (5, 37), (3, 1000)] {
+        let student: Vec<T> = numbers::<f32>(rows * vocab, 1).iter().map(|v| T::from_f32(8.0 * v)).collect();
+        // many tokens of the teacher are equally likely, of both signs
+        let teacher: Vec<T> = numbers::<f32>(rows * vocab, 2)
+            .iter()
+            .map(|v| T::from_f32((8.0 * v).round() / 2.0 + 0.25))
+            .collect();
+        let likely = Tensor::from_vec(wide(&teacher), (rows, vocab), &Device::Cpu).unwrap();
+        for top_p in [None, Some(0.03), Some(0.7), Some(0.999)] {
+            let (loss, gradients) = differentiate(&[(&[rows, vocab], wide(&student))], None, |x, _| {
+                x[0].distillation(&likely, top_p)
+            });
+            let what = format!("distillation {rows} x {vocab}, {top_p:?}");
+            let (mut losses, mut dx) = (unwritten::<f32>(rows), unwritten::<T>(rows * vocab));
+            let name = format!("distillation_{}", T::SUFFIX);
+            let (p, share) = (top_p.unwrap_or(1.0) as f32, 1.0 / rows as f32);
+            launch!(cuda, name, (rows, 1, 1), 256, 0;
+                &student, &teacher, &mut dx, &mut losses, vocab as i32, p, share);
+            let mean = losses.iter().sum::<f32>() * share;
+            assert_near(&what, &[mean], &loss, 1e-5);
+            assert_near(&format!("{what}: gradient"), &dx, &gradients[0], T::TOLERANCE);
+            let mut alone = unwritten::<f32>(rows);
+            launch!(cuda, name, (rows, 1, 1), 256, 0;
+                &student, &teacher, NULL, &mut alone, vocab as i32, p, share);
+            assert_eq!(alone, losses);
+        }
+    }
+}
+
+#[test]
+fn distillation_of_both_types() {
+    Emulator::in_both_orders(|cuda| {
+        distillation::<f32>(cuda);
+        distillation::<Bf16>(cuda);
     });
 }
 
