@@ -25,8 +25,22 @@ impl Linear {
         init: impl Fn(usize) -> Init,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let weight = vb.get_with_hints((d_out, d_in), "weight", init(d_in))?;
-        let bias = bias.then(|| vb.get_with_hints(d_out, "bias", init(d_in))).transpose()?;
+        Self::drawn(d_in, d_out, init(d_in), bias.then(|| init(d_in)), vb)
+    }
+
+    /// As [`Linear::new`], where weight and bias do not start alike.
+    ///
+    /// # Errors
+    /// The builder has other shapes under these names.
+    pub fn drawn(
+        d_in: usize,
+        d_out: usize,
+        weight: Init,
+        bias: Option<Init>,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let weight = vb.get_with_hints((d_out, d_in), "weight", weight)?;
+        let bias = bias.map(|bias| vb.get_with_hints(d_out, "bias", bias)).transpose()?;
         Ok(Self { weight, bias })
     }
 

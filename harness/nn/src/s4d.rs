@@ -58,7 +58,8 @@ pub struct S4dConfig {
 pub struct S4d {
     kernel: Kernel,
     skip: Tensor,
-    output: Output,
+    /// The convolution alone without.
+    output: Option<Output>,
     dropout: f64,
 }
 
@@ -86,7 +87,7 @@ impl S4d {
     /// `state` is odd, `copies` does not divide `width`, or the builder has other shapes.
     pub fn new(config: S4dConfig, vb: VarBuilder) -> Result<Self> {
         let kernel = Kernel::Diagonal(diagonal(config, &vb.pp("kernel"))?);
-        Self::around(kernel, config, vb)
+        Self::around(kernel, config, true, vb)
     }
 
     /// S4: the HiPPO-LegS matrix itself, bilinear, its kernel trained for sequences of `length`; on longer ones it is
@@ -95,6 +96,19 @@ impl S4d {
     /// # Errors
     /// As [`S4d::new`], or length 0.
     pub fn low_rank(config: S4dConfig, length: usize, vb: VarBuilder) -> Result<Self> {
+        Self::low_rank_with(config, length, true, vb)
+    }
+
+    /// As [`S4d::low_rank`], but for activation and output layer: its forward pass is the convolution alone, as SPADE
+    /// has it.
+    ///
+    /// # Errors
+    /// As [`S4d::low_rank`].
+    pub fn bare_low_rank(config: S4dConfig, length: usize, vb: VarBuilder) -> Result<Self> {
+        Self::low_rank_with(config, length, false, vb)
+    }
+
+    fn low_rank_with(config: S4dConfig, length: usize, output: bool, vb: VarBuilder) -> Result<Self> {
         let (names, n) = (vb.pp("kernel"), config.state / 2);
         let config = S4dConfig { modes: Modes::Legs, discretisation: Discretisation::Bilinear, ..config };
         let drawn = !names.contains_tensor("C");
@@ -111,21 +125,16 @@ impl S4d {
             let host = LowRankKernel { diagonal: kernel.diagonal.map(on_host)?, p: on_host(&kernel.p)? };
             init::overwrite(&names, "C", &kernel.diagonal.c, &host.trained_c(length)?)?;
         }
-        Self::around(Kernel::LowRank(kernel, length), config, vb)
+        Self::around(Kernel::LowRank(kernel, length), config, output, vb)
     }
 
-    fn around(kernel: Kernel, config: S4dConfig, vb: VarBuilder) -> Result<Self> {
+    fn around(kernel: Kernel, config: S4dConfig, output: bool, vb: VarBuilder) -> Result<Self> {
         let S4dConfig { width, dropout, .. } = config;
+        let linear = || Linear::new(width, 2 * width, true, init::linear, vb.pp("output_linear.0"));
         Ok(Self {
             kernel,
             skip: vb.get_with_hints((1, width), "D", Init::Randn { mean: 0.0, stdev: 1.0 })?,
-            output: Output::Linear(Linear::new(
-                width,
-                2 * width,
-                true,
-                init::linear,
-                vb.pp("output_linear.0"),
-            )?),
+            output: output.then(|| linear().map(Output::Linear)).transpose()?,
             dropout,
         })
     }
@@ -156,10 +165,10 @@ impl S4d {
                 rate: 1.0,
             }),
             skip: vb.get_with_hints(width, "D", Init::Randn { mean: 0.0, stdev: 1.0 })?,
-            output: Output::Conv {
+            output: Some(Output::Conv {
                 weight: output.get_with_hints((2 * width, width, 1), "weight", init::linear(width))?,
                 bias: output.get_with_hints(2 * width, "bias", init::linear(width))?,
-            },
+            }),
             dropout,
         })
     }
@@ -196,9 +205,10 @@ impl S4d {
     /// # Errors
     /// The last dimension is not `width`.
     pub fn forward(&self, x: &Value, masks: Option<&Dropout>) -> Result<Value> {
+        let Some(output) = &self.output else { return self.convolution(x) };
         let y =
             self.channels_first(x)?.activate(Activation::Gelu)?.transpose()?.dropout(self.dropout, masks)?;
-        match &self.output {
+        match output {
             Output::Linear(linear) => linear.forward(&y)?.glu(),
             Output::Conv { weight, bias } => y.causal_conv1d(weight, Some(bias))?.glu(),
         }

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use rand::Rng;
 use replica_core::Seed;
 use replica_nn::ops::{
-    Activation, Attention, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE, LowRankKernel,
-    Moments, RopeTable, Scores, SelectiveScan, StepTransform,
+    Activation, Attention, DampedAverage, DiagonalKernel, DiagonalScan, Discretisation, Dropout, IGNORE,
+    LowRankKernel, Moments, RopeTable, Scores, SelectiveScan, StepTransform,
 };
 use replica_nn::{Gradients, Tape, Value, checkpoint};
 
@@ -185,10 +185,13 @@ proptest! {
     }
 
     #[test]
-    fn attention(batch in 1usize..3, t in 1usize..6, more in 0usize..3, heads in 1usize..3, d in 1usize..5, causal: bool, seed: u64) {
+    fn attention(batch in 1usize..3, t in 1usize..6, more in 0usize..3, heads in 1usize..3, d in 1usize..5, of_values in 1usize..7, causal: bool, seed: u64) {
         let (s, width) = (t + more, heads * d);
         let attention = Attention { heads, scale: 0.7, causal };
         check(&[&[batch, t, width], &[batch, s, width], &[batch, s, width]], seed, |x, _| x[0].attention(&x[1], &x[2], attention));
+        // values of another width
+        let values: &[usize] = &[batch, s, heads * of_values];
+        check(&[&[batch, t, width], &[batch, s, width], values], seed, |x, _| x[0].attention(&x[1], &x[2], attention));
     }
 
     #[test]
@@ -217,6 +220,26 @@ proptest! {
     #[test]
     fn causal_convolution(batch in 1usize..5, h in 1usize..3, l in 1usize..9, taps in 1usize..11, sides in 1usize..3, seed: u64) {
         check(&[&[batch, h, l], &[sides, h, taps], &[h]], seed, |x, w| x[0].causal_convolution(&x[1], &w[2]));
+    }
+
+    #[test]
+    fn windows(batch in 1usize..3, l in 1usize..8, width in 1usize..3, length in 1usize..5, before in 0usize..4, after in 0usize..4, seed: u64) {
+        check(&[&[batch, l, width]], seed, |x, _| x[0].windows(length, before, after)?.activate(Activation::Silu));
+        check(&[&[batch, l, width]], seed, |x, _| x[0].windows(length, before, 0)?.sum()?.add(&x[0].sum()?));
+        let pieces = batch * l.div_ceil(length);
+        check(&[&[pieces, length, width]], seed, |x, _| x[0].joined(batch, l)?.activate(Activation::Silu));
+        // a gradient that is added to another one
+        check(&[&[pieces, length, width]], seed, |x, _| x[0].joined(batch, l)?.sum()?.add(&x[0].sum()?));
+    }
+
+    #[test]
+    fn damped_average(sides in 1usize..3, h in 1usize..4, n in 1usize..4, length in 1usize..8, seed: u64) {
+        let flat: &[usize] = &[sides * h, n];
+        let deep: &[usize] = &[sides * h, n, 1];
+        check(&[deep, deep, deep, flat], seed, |x, w| {
+            let [delta, alpha, beta, gamma] = [0, 1, 2, 3].map(|i| w[i].clone());
+            DampedAverage { delta, alpha, beta, gamma, sides }.taps(length, &x[0])?.activate(Activation::Silu)
+        });
     }
 
     #[test]

@@ -1,14 +1,18 @@
-//! The models SMR is plugged into: S4D, S4, S5, Mamba, and none as a control without any memory.
+//! The models SMR is plugged into: S4D, S4, S5, Mamba, Mega, SPADE, and none as a control without any memory.
 //!
 //! Layers are those of the hosts' own code (paper card, section 3); SMR sees what the state-space model would have seen, and
-//! the skip D sees SMR's result.
+//! the skip D sees SMR's result. In Mega that is the moving average with its residual, in SPADE the S4 of the bottom layer:
+//! what attention sees without them stays as it is.
 
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use replica_nn::ops::{Activation, Discretisation, Dropout, StepTransform};
 use replica_nn::s4d::Modes;
 use replica_nn::s5::OutputInit;
-use replica_nn::{Linear, Mamba, MambaConfig, S4d, S4dConfig, S5, S5Config, Value, init};
+use replica_nn::{
+    Linear, LocalAttentionConfig, Mamba, MambaConfig, Mega, MegaConfig, S4d, S4dConfig, S5, S5Config, Spade,
+    Value, init,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::replay::{Place, Replay, ReplayConfig};
@@ -127,6 +131,58 @@ pub enum HostConfig {
         #[serde(default = "mamba_taps")]
         taps: usize,
     },
+    /// Damped moving averages and gated attention with one head.
+    Mega {
+        /// Channels of queries and keys.
+        shared: usize,
+        /// Dimensions of a channel's moving average.
+        #[serde(default = "mega_state")]
+        state: usize,
+        /// Channels of values and of the feed-forward layer as a multiple of the width.
+        #[serde(default = "mega_expand")]
+        expand: usize,
+        /// Most taps of the average's kernel.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        truncation: Option<usize>,
+        /// Steps that attend to each other; the whole sequence if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chunk: Option<usize>,
+        /// Whether average and attention look ahead.
+        #[serde(default)]
+        bidirectional: bool,
+    },
+    /// A Transformer with local attention, and S4 in its bottom layer.
+    Spade {
+        /// N, real size of the state of S4.
+        state: usize,
+        /// Independent sets of A, B and P; one a channel if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sets: Option<usize>,
+        /// Smallest and largest initial step.
+        #[serde(default = "usual_steps")]
+        steps: (f64, f64),
+        /// Heads of attention.
+        heads: usize,
+        /// Steps between a query and the furthest keys it sees.
+        radius: usize,
+        /// Channels of the feed-forward layer as a multiple of the width.
+        #[serde(default = "spade_expand")]
+        expand: usize,
+        /// Whether S4 and attention look ahead.
+        #[serde(default)]
+        bidirectional: bool,
+    },
+}
+
+/// The second part of a layer, `W2 f(W1 x + b1) + b2` at every step for itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FeedForwardConfig {
+    /// Channels between W1 and W2.
+    pub hidden: usize,
+    /// f.
+    pub activation: Activation,
+    /// Standard deviation the weights are drawn with, biases being 0; PyTorch's default if absent.
+    pub deviation: Option<f64>,
 }
 
 fn usual_steps() -> (f64, f64) {
@@ -145,6 +201,18 @@ fn mamba_taps() -> usize {
     4
 }
 
+fn mega_state() -> usize {
+    16
+}
+
+fn mega_expand() -> usize {
+    2
+}
+
+fn spade_expand() -> usize {
+    4
+}
+
 impl HostConfig {
     /// What makes no sense, as "key = value: what is allowed".
     pub fn problem(&self, width: usize) -> Option<String> {
@@ -152,6 +220,10 @@ impl HostConfig {
             (state == 0 || parts == 0 || !state.is_multiple_of(2 * parts)).then(|| {
                 format!("host.state = {state}: an even number for each of {parts} blocks is expected")
             })
+        };
+        let positive = |sizes: &[(&str, usize)]| {
+            let zero = sizes.iter().find(|(_, n)| *n == 0);
+            zero.map(|(key, _)| format!("host.{key} = 0: at least 1 is expected"))
         };
         let range = |(low, high): (f64, f64)| {
             (!(low.is_finite() && low > 0.0 && low < high && high.is_finite())).then(|| {
@@ -170,10 +242,39 @@ impl HostConfig {
                 even(state, 1).or_else(|| range(steps)).or_else(|| divides(sets))
             }
             Self::S5 { state, blocks, steps, .. } => even(state, blocks).or_else(|| range(steps)),
-            Self::Mamba { state, expand, taps } => [("state", state), ("expand", expand), ("taps", taps)]
-                .into_iter()
-                .find(|(_, n)| *n == 0)
-                .map(|(key, _)| format!("host.{key} = 0: at least 1 is expected")),
+            Self::Mamba { state, expand, taps } => {
+                positive(&[("state", state), ("expand", expand), ("taps", taps)])
+            }
+            Self::Mega { shared, state, expand, truncation, chunk, .. } => positive(&[
+                ("shared", shared),
+                ("state", state),
+                ("expand", expand),
+                ("truncation", truncation.unwrap_or(1)),
+                ("chunk", chunk.unwrap_or(1)),
+            ]),
+            Self::Spade { state, sets, steps, heads, radius, expand, .. } => {
+                positive(&[("heads", heads), ("radius", radius), ("expand", expand)])
+                    .or_else(|| even(state, 1))
+                    .or_else(|| range(steps))
+                    .or_else(|| divides(sets))
+            }
+        }
+    }
+
+    /// The feed-forward layer that follows in the host's own code.
+    pub fn feed_forward(&self, width: usize) -> Option<FeedForwardConfig> {
+        match *self {
+            Self::Mega { expand, .. } => Some(FeedForwardConfig {
+                hidden: expand * width,
+                activation: Activation::Silu,
+                deviation: Some(0.02),
+            }),
+            Self::Spade { expand, .. } => Some(FeedForwardConfig {
+                hidden: expand * width,
+                activation: Activation::Relu,
+                deviation: None,
+            }),
+            _ => None,
         }
     }
 
@@ -184,6 +285,8 @@ impl HostConfig {
             Self::S4d { bidirectional: true, .. }
                 | Self::S4 { bidirectional: true, .. }
                 | Self::S5 { bidirectional: true, .. }
+                | Self::Mega { bidirectional: true, .. }
+                | Self::Spade { bidirectional: true, .. }
         )
     }
 
@@ -200,9 +303,11 @@ pub struct Surroundings {
     pub width: usize,
     /// Layers of the model.
     pub layers: usize,
-    /// Sequence length S4's kernel is trained for.
+    /// Which of them, from the bottom.
+    pub index: usize,
+    /// Sequence length S4's kernel and Mega's relative positions are trained for.
     pub length: usize,
-    /// Probability of dropout within a layer.
+    /// Probability of dropout within a layer and after it.
     pub dropout: f64,
 }
 
@@ -225,10 +330,13 @@ enum Layer {
         dense: Vec<Linear>,
     },
     Mamba(Mamba),
+    Mega(Mega),
+    Spade(Spade),
 }
 
 impl Host {
-    /// Parameters under the host's own names, and `smr` for the module.
+    /// Parameters under the host's own names, and `smr` for the module. In SPADE the bottom layer alone has one, and the
+    /// table of relative positions stands at the builder's root.
     ///
     /// # Errors
     /// The builder has other shapes under these names.
@@ -238,7 +346,7 @@ impl Host {
         around: Surroundings,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let Surroundings { width, layers, length, dropout } = around;
+        let Surroundings { width, layers, index, length, dropout } = around;
         let convolution = |state, sets: Option<usize>, modes, steps, bidirectional| S4dConfig {
             width,
             state,
@@ -303,7 +411,38 @@ impl Host {
                 }
                 Layer::Mamba(Mamba::new(config, layers, vb.clone())?)
             }
+            HostConfig::Mega { shared, state, expand, truncation, chunk, bidirectional } => {
+                let config = MegaConfig {
+                    width,
+                    hidden: expand * width,
+                    shared,
+                    state,
+                    truncation,
+                    chunk,
+                    positions: chunk.map_or(length, |chunk| chunk.min(length)),
+                    bidirectional,
+                    dropout,
+                };
+                Layer::Mega(Mega::new(config, vb.clone())?)
+            }
+            HostConfig::Spade { state, sets, steps, heads, radius, bidirectional, .. } => {
+                // buckets and distance as in the authors' script
+                let attention = LocalAttentionConfig {
+                    width,
+                    heads,
+                    radius,
+                    bidirectional,
+                    buckets: 32,
+                    max_distance: 128,
+                };
+                let model = convolution(state, sets, Modes::Legs, steps, bidirectional);
+                Layer::Spade(match index {
+                    0 => Spade::bottom(attention, model, length, vb.clone(), vb.root())?,
+                    _ => Spade::new(attention, vb.clone(), vb.root())?,
+                })
+            }
         };
+        let replay = replay.filter(|_| index == 0 || !matches!(layer, Layer::Spade(_)));
         let place = replay.map_or(Place::Input, |r| r.place);
         if place == Place::Scan && !matches!(layer, Layer::Mamba(_)) {
             bail!("replay.place = \"scan\" is a place within Mamba; other hosts have \"input\"");
@@ -312,43 +451,52 @@ impl Host {
         Ok(Self { layer, replay, place, dropout })
     }
 
-    /// `[batch, l, width]` to the same. `intervals` `[batch, l]` lead to each input, in units of that of training; only S5
-    /// takes them.
+    /// What the layer adds to its `residual`, dropout included; x is the residual behind the norm that precedes the layer,
+    /// if one does. All are `[batch, l, width]`. `intervals` `[batch, l]` lead to each input, in units of that of training;
+    /// only S5 takes them.
     ///
     /// # Errors
     /// The last dimension is not `width`, or intervals for another host.
-    pub fn forward(&self, x: &Value, intervals: Option<&Tensor>, masks: Option<&Dropout>) -> Result<Value> {
-        let replayed = |x: &Value| self.replay.as_ref().map_or(Ok(x.clone()), |smr| smr.forward(x));
-        let at_input = if self.place == Place::Input { replayed(x)? } else { x.clone() };
-        match &self.layer {
-            Layer::S5 { .. } => {}
-            _ if intervals.is_some() => bail!("only S5 can be told sampling intervals"),
-            _ => {}
+    pub fn forward(
+        &self,
+        x: &Value,
+        residual: &Value,
+        intervals: Option<&Tensor>,
+        masks: Option<&Dropout>,
+    ) -> Result<Value> {
+        if intervals.is_some() && !matches!(self.layer, Layer::S5 { .. }) {
+            bail!("only S5 can be told sampling intervals");
         }
-        match &self.layer {
+        let replayed = |x: &Value| self.replay.as_ref().map_or(Ok(x.clone()), |smr| smr.forward(x));
+        let y = match &self.layer {
+            // its own dropout comes before the gate
+            Layer::Mega(layer) => return layer.forward_with(x, residual, masks, replayed),
+            Layer::Spade(layer) => layer.forward_with(x, replayed)?,
+            Layer::Mamba(block) if self.place == Place::Scan => block.forward_with(x, replayed)?,
+            Layer::Mamba(block) => block.forward(&replayed(x)?)?,
+            Layer::Convolution(layer) => layer.forward(&replayed(x)?, masks)?,
             Layer::None(linear) => {
-                let y = at_input.activate(Activation::Gelu)?.dropout(self.dropout, masks)?;
-                linear.forward(&y)?.glu()
+                let y = replayed(x)?.activate(Activation::Gelu)?.dropout(self.dropout, masks)?;
+                linear.forward(&y)?.glu()?
             }
-            Layer::Convolution(layer) => layer.forward(&at_input, masks),
-            Layer::Mamba(block) if self.place == Place::Scan => block.forward_with(&at_input, replayed),
-            Layer::Mamba(block) => block.forward(&at_input),
             Layer::S5 { model, activation, dense } => {
+                let input = replayed(x)?;
                 let y = match intervals {
-                    Some(intervals) => model.forward_irregular(&at_input, intervals)?,
-                    None => model.forward(&at_input)?,
+                    Some(intervals) => model.forward_irregular(&input, intervals)?,
+                    None => model.forward(&input)?,
                 };
                 // flax's GELU is the one by tanh
                 let g = y.activate(Activation::GeluTanh)?.dropout(self.dropout, masks)?;
                 match (activation, &dense[..]) {
-                    (S5Activation::HalfGlu1, [w]) => w.forward(&g)?.gate(&g, Activation::Sigmoid),
-                    (S5Activation::HalfGlu2, [w]) => w.forward(&g)?.gate(&y, Activation::Sigmoid),
+                    (S5Activation::HalfGlu1, [w]) => w.forward(&g)?.gate(&g, Activation::Sigmoid)?,
+                    (S5Activation::HalfGlu2, [w]) => w.forward(&g)?.gate(&y, Activation::Sigmoid)?,
                     (S5Activation::FullGlu, [w1, w2]) => {
-                        w2.forward(&g)?.gate(&w1.forward(&g)?, Activation::Sigmoid)
+                        w2.forward(&g)?.gate(&w1.forward(&g)?, Activation::Sigmoid)?
                     }
-                    _ => Ok(g),
+                    _ => g,
                 }
             }
-        }
+        };
+        y.dropout(self.dropout, masks)
     }
 }

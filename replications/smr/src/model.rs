@@ -1,13 +1,13 @@
 //! The model around a host: encoder, residual blocks, head.
 
 use candle_core::{Result, Tensor, bail};
-use candle_nn::VarBuilder;
+use candle_nn::{Init, VarBuilder};
 use replica_nn::ops::{Activation, Dropout};
 use replica_nn::{BatchNorm, LayerNorm, Linear, RmsNorm, Shapes, Value, init};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Batch, Targets};
-use crate::host::{Host, HostConfig, Surroundings};
+use crate::host::{FeedForwardConfig, Host, HostConfig, Surroundings};
 use crate::replay::ReplayConfig;
 
 /// Which norm a block has.
@@ -150,25 +150,67 @@ impl Norm {
     }
 }
 
-/// `x + dropout(host(norm(x)))`, or `norm(x + dropout(host(x)))`.
-struct Block {
+/// A norm at its place around a part of a block.
+struct Around {
     norm: Norm,
     place: NormPlace,
+}
+
+impl Around {
+    /// `x + part(norm(x))`, or `norm(x + part(x))`.
+    fn forward(&self, x: &Value, train: bool, part: impl FnOnce(&Value) -> Result<Value>) -> Result<Value> {
+        match self.place {
+            NormPlace::Pre => x.add(&part(&self.norm.forward(x, train)?)?),
+            NormPlace::Post => self.norm.forward(&x.add(&part(x)?)?, train),
+        }
+    }
+}
+
+/// A host in its norm, and the feed-forward layer of hosts that have one in a norm of its own.
+struct Block {
+    around: Around,
     host: Host,
+    feed_forward: Option<(Around, FeedForward)>,
+}
+
+struct FeedForward {
+    first: Linear,
+    second: Linear,
+    activation: Activation,
     dropout: f64,
+}
+
+impl FeedForward {
+    fn new(config: FeedForwardConfig, width: usize, dropout: f64, vb: VarBuilder) -> Result<Self> {
+        let FeedForwardConfig { hidden, activation, deviation } = config;
+        let linear = |from: usize, to: usize, name: &str| {
+            let [weight, bias] = match deviation {
+                Some(stdev) => [Init::Randn { mean: 0.0, stdev }, candle_nn::init::ZERO],
+                None => [init::linear(from); 2],
+            };
+            Linear::drawn(from, to, weight, Some(bias), vb.pp(name))
+        };
+        Ok(Self {
+            first: linear(width, hidden, "fc1")?,
+            second: linear(hidden, width, "fc2")?,
+            activation,
+            dropout,
+        })
+    }
+
+    fn forward(&self, x: &Value, masks: Option<&Dropout>) -> Result<Value> {
+        let inner = self.first.activated(x, self.activation)?.dropout(self.dropout, masks)?;
+        self.second.forward(&inner)?.dropout(self.dropout, masks)
+    }
 }
 
 impl Block {
     fn forward(&self, x: &Value, intervals: Option<&Tensor>, masks: Option<&Dropout>) -> Result<Value> {
         let train = masks.is_some();
-        let input = match self.place {
-            NormPlace::Pre => self.norm.forward(x, train)?,
-            NormPlace::Post => x.clone(),
-        };
-        let y = x.add(&self.host.forward(&input, intervals, masks)?.dropout(self.dropout, masks)?)?;
-        match self.place {
-            NormPlace::Pre => Ok(y),
-            NormPlace::Post => self.norm.forward(&y, train),
+        let y = self.around.forward(x, train, |input| self.host.forward(input, x, intervals, masks))?;
+        match &self.feed_forward {
+            Some((around, part)) => around.forward(&y, train, |input| part.forward(input, masks)),
+            None => Ok(y),
         }
     }
 }
@@ -196,20 +238,30 @@ pub struct Model {
 }
 
 impl Model {
-    /// Parameters `encoder`, `layers.*.{norm, layer}`, `norm`, `decoder`.
+    /// Parameters `encoder`, `layers.*.{norm, layer, nffn}`, `norm`, `decoder`.
     ///
     /// # Errors
     /// The builder has other shapes under these names.
     pub fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
         let Shape { width, layers, norm, norm_place, dropout } = config.shape;
-        let around = Surroundings { width, layers, length: config.length, dropout };
-        let block = |i: usize| {
-            let vb = vb.pp(format!("layers.{i}"));
+        let block = |index: usize| {
+            let vb = vb.pp(format!("layers.{index}"));
+            let around = |vb: VarBuilder| {
+                let norm = Norm::new(norm, width, vb.pp("norm"))?;
+                Ok::<_, candle_core::Error>(Around { norm, place: norm_place })
+            };
+            let surroundings = Surroundings { width, layers, index, length: config.length, dropout };
+            let feed_forward = config.host.feed_forward(width).map(|part| {
+                let vb = vb.pp("nffn");
+                Ok::<_, candle_core::Error>((
+                    around(vb.clone())?,
+                    FeedForward::new(part, width, dropout, vb)?,
+                ))
+            });
             Ok(Block {
-                norm: Norm::new(norm, width, vb.pp("norm"))?,
-                place: norm_place,
-                host: Host::new(config.host, config.replay, around, vb.pp("layer"))?,
-                dropout,
+                around: around(vb.clone())?,
+                host: Host::new(config.host, config.replay, surroundings, vb.pp("layer"))?,
+                feed_forward: feed_forward.transpose()?,
             })
         };
         let encoder = vb.pp("encoder");

@@ -36,10 +36,20 @@ fn hosts(bidirectional: bool) -> Vec<HostConfig> {
     hosts
 }
 
+/// Hosts of which a part sees SMR's result.
+fn hosts_with_attention(bidirectional: bool) -> [HostConfig; 2] {
+    let chunk = Some(5);
+    let steps = (1e-3, 1e-1);
+    [
+        HostConfig::Mega { shared: 3, state: 2, expand: 2, truncation: Some(9), chunk, bidirectional },
+        HostConfig::Spade { state: 4, sets: None, steps, heads: 2, radius: 3, expand: 2, bidirectional },
+    ]
+}
+
 const WIDTH: usize = 6;
 
 fn around(length: usize) -> Surroundings {
-    Surroundings { width: WIDTH, layers: 2, length, dropout: 0.0 }
+    Surroundings { width: WIDTH, layers: 2, index: 0, length, dropout: 0.0 }
 }
 
 fn parameters(seed: u64) -> Parameters {
@@ -78,8 +88,8 @@ proptest! {
                 let host = Host::new(config, None, around(l), vb.clone()).unwrap();
                 let module = Replay::new(replay(taps, Place::Input), WIDTH, vb.pp("smr")).unwrap();
                 let x = value(&input(seed, 2, l), 2, l);
-                let composite = both.forward(&x, None, None).unwrap();
-                let composition = host.forward(&module.forward(&x).unwrap(), None, None).unwrap();
+                let composite = both.forward(&x, &x, None, None).unwrap();
+                let composition = host.forward(&module.forward(&x).unwrap(), &x, None, None).unwrap();
                 prop_assert_eq!(output(&composite), output(&composition), "{:?}", config);
             }
         }
@@ -90,7 +100,7 @@ proptest! {
     #[test]
     fn outputs_do_not_see_later_inputs(l in 1usize..24, place in 0usize..24, taps in 1usize..9, seed: u64) {
         let t = place % l;
-        let cases = hosts(false).into_iter().map(|host| (host, Place::Input));
+        let cases = hosts(false).into_iter().chain(hosts_with_attention(false)).map(|host| (host, Place::Input));
         let scan = (HostConfig::Mamba { state: 4, expand: 2, taps: 4 }, Place::Scan);
         for (config, place) in cases.chain([scan]) {
             prop_assert!(config.is_causal());
@@ -99,7 +109,10 @@ proptest! {
             let before = input(seed, 1, l);
             let mut after = before.clone();
             after[t * WIDTH..(t + 1) * WIDTH].iter_mut().for_each(|x| *x = 3.0 - *x);
-            let run = |x: &[f32]| output(&host.forward(&value(x, 1, l), None, None).unwrap());
+            let run = |x: &[f32]| {
+                let x = value(x, 1, l);
+                output(&host.forward(&x, &x, None, None).unwrap())
+            };
             let (before, after) = (run(&before), run(&after));
             let leak = difference_before(&before, &after, t);
             prop_assert!(leak <= 1e-5, "{:?}, step {}: {}", config, t, leak);
@@ -125,15 +138,59 @@ proptest! {
 
 #[test]
 fn a_bidirectional_host_sees_later_inputs() {
-    for config in hosts(true) {
+    for config in hosts(true).into_iter().chain(hosts_with_attention(true)) {
         assert!(!config.is_causal());
         let parameters = parameters(1);
         let host = Host::new(config, None, around(8), parameters.builder()).unwrap();
         let before = input(1, 1, 8);
         let mut after = before.clone();
-        after[7 * WIDTH..].iter_mut().for_each(|x| *x += 10.0);
-        let run = |x: &[f32]| output(&host.forward(&value(x, 1, 8), None, None).unwrap());
+        // not all channels alike, which a layer norm would take out
+        after[7 * WIDTH..].iter_mut().enumerate().for_each(|(i, x)| *x += 10.0 * i as f32);
+        let run = |x: &[f32]| {
+            let x = value(x, 1, 8);
+            output(&host.forward(&x, &x, None, None).unwrap())
+        };
         assert!(difference_before(&run(&before), &run(&after), 7) > 1e-3, "{config:?}");
+    }
+}
+
+/// In Mega and SPADE only the moving average, or S4, sees SMR's result: gates that are constant are the same as smaller
+/// weights on the inputs of these, the residual of the average and the skip D included. Every channel has another gate: a
+/// common one would be taken out by the norm behind S4.
+#[test]
+fn hosts_with_attention_see_the_module_where_their_memory_is() {
+    let bias = |channel: usize| 0.8 * channel as f32 - 2.0;
+    let gate = |channel: usize| 1.0 / (1.0 + (-bias(channel)).exp());
+    for bidirectional in [false, true] {
+        for config in hosts_with_attention(bidirectional) {
+            let parameters = parameters(3);
+            let vb = parameters.builder();
+            let with = |replay| Host::new(config, replay, around(12), vb.clone()).unwrap();
+            let (plain, gated) = (with(None), with(Some(replay(1, Place::Input))));
+            let x = value(&input(2, 2, 12), 2, 12);
+            let run = |host: &Host| output(&host.forward(&x, &x, None, None).unwrap());
+            let before = run(&plain);
+            let change = |name: &str, f: &dyn Fn(usize, f32) -> f32| {
+                let (_, var) = parameters.all().into_iter().find(|(n, _)| n == name).unwrap();
+                let old: Vec<f32> = var.flatten_all().unwrap().to_vec1().unwrap();
+                let new: Vec<f32> = old.iter().enumerate().map(|(i, v)| f(i, *v)).collect();
+                var.set(&Tensor::from_vec(new, var.shape(), &Device::Cpu).unwrap()).unwrap();
+            };
+            change("smr.conv.weight", &|_, _| 0.0);
+            change("smr.conv.bias", &|i, _| bias(i));
+            let gated = run(&gated);
+            // numbers of a channel, which lie side by side, and channels
+            let (of_inputs, skip, each) = match config {
+                HostConfig::Mega { state, .. } => ("move.beta", "move.omega", state),
+                _ => ("s4_module.s4.kernel.B", "s4_module.s4.D", 4),
+            };
+            change(of_inputs, &|i, v| v * gate(i / each % WIDTH));
+            change(skip, &|i, v| v * gate(i));
+            let after = run(&plain);
+            let apart = |a: &[f32]| difference_before(a, &gated, 24);
+            assert!(apart(&after) < 1e-4, "{config:?}: {}", apart(&after));
+            assert!(apart(&before) > 1e-3, "{config:?}: {}", apart(&before));
+        }
     }
 }
 
@@ -155,14 +212,16 @@ fn parameters_are_counted() {
 #[test]
 fn any_length_works() {
     for l in [1, 2, 7, 64, 1000] {
-        for config in hosts(false) {
+        for config in
+            hosts(false).into_iter().chain(hosts_with_attention(false)).chain(hosts_with_attention(true))
+        {
             let parameters = parameters(1);
             let host =
                 Host::new(config, Some(replay(4, Place::Input)), around(l), parameters.builder()).unwrap();
             let gradients = replica_nn::Gradients::default();
             let tape = replica_nn::Tape::new(&gradients);
             let x = tape.constant(value(&input(1, 1, l), 1, l).tensor().clone());
-            tape.backward(&host.forward(&x, None, None).unwrap().sum().unwrap()).unwrap();
+            tape.backward(&host.forward(&x, &x, None, None).unwrap().sum().unwrap()).unwrap();
             for parameter in parameters.trained() {
                 let g = gradients.tensor(parameter.variable.as_tensor()).unwrap();
                 let g: Vec<f32> = g.flatten_all().unwrap().to_vec1().unwrap();

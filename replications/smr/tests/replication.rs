@@ -216,16 +216,62 @@ fn every_scale_has_a_plan_and_its_claims_name_what_exists() {
             assert_eq!(ids.len(), experiment.variants.len(), "{scale}: {}", experiment.id);
         }
     }
-    let plan = smr.plan(Scale::Small, None).unwrap();
     for claim in &smr.paper().claims {
-        if let replica_core::claim::Test::Paired { comparisons } = &claim.test {
+        let replica_core::claim::Test::Paired { comparisons } = &claim.test else { continue };
+        for scale in &claim.scales {
+            let plan = smr.plan(*scale, None).unwrap();
             for c in comparisons {
-                let experiment = plan.experiment(&c.experiment).unwrap();
-                assert!(experiment.metrics.iter().any(|m| m.name == c.metric), "{}: {}", claim.id, c.metric);
+                let place = format!("{scale}, {}: {}", claim.id, c.experiment);
+                let experiment = plan.experiment(&c.experiment).unwrap_or_else(|| panic!("{place}"));
+                assert!(experiment.metrics.iter().any(|m| m.name == c.metric), "{place}: {}", c.metric);
                 for variant in [&c.treatment, &c.control] {
-                    assert!(experiment.variant(variant).is_some(), "{}: {variant}", claim.id);
+                    assert!(experiment.variant(variant).is_some(), "{place}: {variant}");
                 }
             }
+        }
+    }
+}
+
+/// Mega and SPADE have no place at scale smoke: they train on a task of it all the same.
+#[test]
+fn hosts_with_attention_learn() {
+    let text = [
+        include_str!("../configs/smoke.toml"),
+        r#"
+[hosts.mega]
+label = "Mega"
+model = { kind = "mega", shared = 8, state = 4, chunk = 16, truncation = 24 }
+
+[hosts.spade]
+label = "SPADE"
+model = { kind = "spade", state = 4, heads = 2, radius = 7 }
+
+[[study]]
+id = "attention"
+title = "Hosts with attention"
+method = "The toy regression."
+like = "sampling"
+seeds = [1]
+model = { width = 8, layers = 2, norm = "layer", norm_place = "pre", dropout = 0.1 }
+runs = [
+    { host = "mega", variants = ["none", "smr", "wide"] },
+    { host = "spade", variants = ["none", "smr", "wide"] },
+]
+"#,
+    ]
+    .concat();
+    let config = ConfigFile { path: "my.toml".to_owned(), text };
+    let plan = smr().plan(Scale::Smoke, Some(&config)).unwrap();
+    for experiment in ["attention-mega", "attention-spade"] {
+        for variant in ["none", "smr", "wide"] {
+            let mut spec = spec(&plan, experiment, variant, 1);
+            spec.config["steps"] = 100.into();
+            spec.config["learning_rate"] = 0.01.into();
+            let measured = run_silently(&spec, 2);
+            let losses = &measured.curves["valid_loss"].y;
+            let (first, last) = (losses[0], losses[losses.len() - 1]);
+            println!("{experiment}, {variant}: {first} to {last}");
+            assert!(last < 0.7 * first, "{experiment}, {variant}: {losses:?}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Scaled dot-product attention (Vaswani et al. 2017) over heads that lie side by side in the last dimension:
-//! q `[batch, t, heads * head_dim]`, k and v `[batch, s, heads * head_dim]`, result like q.
+//! q `[batch, t, heads * head_dim]`, k `[batch, s, heads * head_dim]`, v `[batch, s, heads * value_dim]`, result
+//! `[batch, t, heads * value_dim]`.
 //!
 //! Kept for backward: q, k, v, the result, and the log-sum-exp of every row of scores. Probabilities are
 //! computed again block by block (FlashAttention-2, Dao 2023), so no `[t, s]` tensor is ever stored.
@@ -108,23 +109,25 @@ impl Inputs<'_> {
 
     pub(crate) fn size(&self, attention: Attention) -> Result<Size> {
         let Attention { heads, causal, .. } = attention;
-        let (batch, t, width, s, fits) = match self {
+        let (batch, t, [width, value_width], s, fits) = match self {
             Inputs::Separate([q, k, v]) => {
                 let (batch, t, width) = q.tensor().dims3()?;
-                let (_, s, _) = k.tensor().dims3()?;
-                let fits = [k, v].iter().all(|x| x.tensor().dims() == [batch, s, width]);
-                (batch, t, width, s, fits)
+                let (_, s, value_width) = v.tensor().dims3()?;
+                let fits =
+                    k.tensor().dims() == [batch, s, width] && v.tensor().dims() == [batch, s, value_width];
+                (batch, t, [width, value_width], s, fits)
             }
             Inputs::Packed(qkv) => {
                 let (batch, t, packed) = qkv.tensor().dims3()?;
-                (batch, t, packed / 3, t, packed % 3 == 0)
+                (batch, t, [packed / 3; 2], t, packed % 3 == 0)
             }
         };
-        if !fits || heads == 0 || width % heads != 0 || (causal && t > s) {
+        if !fits || heads == 0 || width % heads != 0 || value_width % heads != 0 || (causal && t > s) {
             let shapes: Vec<_> = self.values().iter().map(|x| x.tensor().dims()).collect();
             bail!("attention: q, k, v {shapes:?} with {heads} heads, causal {causal}");
         }
-        Ok(Size { batch, t, s, heads, head_dim: width / heads, causal })
+        let (head_dim, value_dim) = (width / heads, value_width / heads);
+        Ok(Size { batch, t, s, heads, head_dim, value_dim, causal })
     }
 }
 
@@ -136,27 +139,36 @@ pub(crate) struct Size {
     pub(crate) s: usize,
     pub(crate) heads: usize,
     pub(crate) head_dim: usize,
+    pub(crate) value_dim: usize,
     pub(crate) causal: bool,
 }
 
 impl Size {
+    /// Of queries and keys.
     pub(crate) fn width(self) -> usize {
         self.heads * self.head_dim
     }
+
+    /// Of values and results.
+    pub(crate) fn value_width(self) -> usize {
+        self.heads * self.value_dim
+    }
 }
 
-/// One of q, k, v, y and their gradients: `[batch, rows, stride]`, of which `width` columns from `first`.
+/// One of q, k, v, y and their gradients: `[batch, rows, stride]`, of which the columns from `first` on belong to heads
+/// of `dim` each.
 #[derive(Clone, Copy)]
 struct Place {
     rows: usize,
     stride: usize,
     first: usize,
+    dim: usize,
 }
 
 impl Place {
     /// Offset of row 0 of a head.
-    fn head(self, size: Size, batch: usize, head: usize) -> usize {
-        batch * self.rows * self.stride + self.first + head * size.head_dim
+    fn head(self, batch: usize, head: usize) -> usize {
+        batch * self.rows * self.stride + self.first + head * self.dim
     }
 }
 
@@ -164,7 +176,7 @@ impl Place {
 struct Call<T> {
     size: Size,
     scale: T,
-    /// Places of q, k, v; y lies as q does when they are separate.
+    /// Places of q, k, v.
     places: [Place; 3],
     keys: Vec<Keys>,
     bias: Option<Tensor>,
@@ -185,11 +197,15 @@ impl<T: Real> Call<T> {
         let width = size.width();
         let places = match inputs {
             Inputs::Separate(_) => {
-                [size.t, size.s, size.s].map(|rows| Place { rows, stride: width, first: 0 })
+                [(size.t, size.head_dim), (size.s, size.head_dim), (size.s, size.value_dim)]
+                    .map(|(rows, dim)| Place { rows, stride: size.heads * dim, first: 0, dim })
             }
-            Inputs::Packed(_) => {
-                [0, width, 2 * width].map(|first| Place { rows: size.t, stride: 3 * width, first })
-            }
+            Inputs::Packed(_) => [0, width, 2 * width].map(|first| Place {
+                rows: size.t,
+                stride: 3 * width,
+                first,
+                dim: size.head_dim,
+            }),
         };
         scores.check(size)?;
         let angles = scores.rope.map(|table| table.window::<T>(0, size.s, size.head_dim)).transpose()?;
@@ -205,7 +221,7 @@ impl<T: Real> Call<T> {
 
     /// Place of y and dy.
     fn out(&self) -> Place {
-        Place { rows: self.size.t, stride: self.size.width(), first: 0 }
+        Place { rows: self.size.t, stride: self.size.value_width(), first: 0, dim: self.size.value_dim }
     }
 
     /// Number of keys that query `i` of a batch entry may see, holes included.
@@ -284,7 +300,7 @@ fn attend<T: Real>(inputs: Inputs, attention: Attention, scores: Scores) -> Resu
     let (y, log_sum_exp) = with_slices(&kept, |[q, k, v]| {
         with_slice(call.bias.as_ref(), |bias| forward([q, k, v], bias, &call))
     })??;
-    let y = tensor(y, (call.size.batch, call.size.t, call.size.width()))?;
+    let y = tensor(y, (call.size.batch, call.size.t, call.size.value_width()))?;
     let recorded: Vec<&Value> = values.iter().copied().chain(scores.bias).collect();
     let Some(tape) = Value::recording(&recorded, &[]) else { return Ok(values[0].unrecorded(y)) };
     let slots: Vec<Option<usize>> = values.iter().map(|x| x.slot()).collect();
@@ -386,10 +402,10 @@ fn clear_holes<T: Real>(row: &mut [T], holes: Option<&[bool]>) {
 /// Result and log-sum-exp `[batch * heads, t]`.
 fn forward<T: Real>([q, k, v]: [&[T]; 3], bias: Option<&[T]>, call: &Call<T>) -> (Vec<T>, Vec<T>) {
     let size = call.size;
-    let (t, s, d) = (size.t, size.s, size.head_dim);
+    let (t, s, d, dv) = (size.t, size.s, size.head_dim, size.value_dim);
     let [q_place, k_place, v_place] = call.places;
     let out_place = call.out();
-    let mut y = buffer::<T>(size.batch * t * size.width());
+    let mut y = buffer::<T>(size.batch * t * size.value_width());
     let mut log_sum_exp = buffer::<T>(size.batch * size.heads * t);
     let out = SharedMut::new(&mut y);
     log_sum_exp.par_chunks_mut(t).enumerate().for_each_init(
@@ -399,13 +415,13 @@ fn forward<T: Real>([q, k, v]: [&[T]; 3], bias: Option<&[T]>, call: &Call<T>) ->
             let keys = &call.keys[batch];
             // SAFETY: offsets and strides lie within the slices by the checked shapes; tasks write disjoint heads.
             unsafe {
-                let q = q.as_ptr().add(q_place.head(size, batch, head));
-                let k = k.as_ptr().add(k_place.head(size, batch, head));
-                let v = v.as_ptr().add(v_place.head(size, batch, head));
-                let out = out.ptr().add(out_place.head(size, batch, head));
+                let q = q.as_ptr().add(q_place.head(batch, head));
+                let k = k.as_ptr().add(k_place.head(batch, head));
+                let v = v.as_ptr().add(v_place.head(batch, head));
+                let out = out.ptr().add(out_place.head(batch, head));
                 let turned_keys = call.turned(k, k_place, (0, keys.end, 0), &mut scratch.turned_keys);
                 scratch.keys_t.pack((d, keys.end), turned_keys.t());
-                scratch.values.pack((keys.end, d), Matrix::rows(v, v_place.stride));
+                scratch.values.pack((keys.end, dv), Matrix::rows(v, v_place.stride));
                 for first in (0..t).step_by(BLOCK) {
                     let rows = BLOCK.min(t - first);
                     let cols = call.visible(batch, first + rows - 1);
@@ -443,12 +459,12 @@ fn forward<T: Real>([q, k, v]: [&[T]; 3], bias: Option<&[T]>, call: &Call<T>) ->
                     );
                     let here = out.add(first * out_place.stride);
                     let (to, p) = (Matrix::rows(here, out_place.stride), Matrix::rows(p.as_ptr(), cols));
-                    scratch.values.product((rows, d, cols), to, false, T::one(), p);
+                    scratch.values.product((rows, dv, cols), to, false, T::one(), p);
                     vectorised(
                         #[inline(always)]
                         || {
                             for (i, inverse) in inverse[..rows].iter().enumerate() {
-                                let y = std::slice::from_raw_parts_mut(here.add(i * out_place.stride), d);
+                                let y = std::slice::from_raw_parts_mut(here.add(i * out_place.stride), dv);
                                 y.iter_mut().for_each(|v| *v *= *inverse);
                             }
                         },
@@ -502,30 +518,30 @@ fn backward_head<T: Real>(
     [y, dy]: [&[T]; 2],
     log_sum_exp: &[T],
     bias: Option<&[T]>,
-    [dq, dk, dv]: [SharedMut<T>; 3],
+    [dq, dk, dv_all]: [SharedMut<T>; 3],
     dbias: &mut [T],
     scratch: &mut Scratch<T>,
     call: &Call<T>,
 ) {
     let size = call.size;
-    let (t, s, d) = (size.t, size.s, size.head_dim);
+    let (t, s, d, dv) = (size.t, size.s, size.head_dim, size.value_dim);
     let [q_place, k_place, v_place] = call.places;
     let out_place = call.out();
-    let out0 = out_place.head(size, batch, head);
+    let out0 = out_place.head(batch, head);
     let keys = &call.keys[batch];
     let one = T::one();
     // SAFETY: offsets and strides lie within the slices by the checked shapes; calls write disjoint heads.
     unsafe {
-        let q = q.as_ptr().add(q_place.head(size, batch, head));
-        let k = k.as_ptr().add(k_place.head(size, batch, head));
-        let values = Matrix::rows(v.as_ptr().add(v_place.head(size, batch, head)), v_place.stride);
-        let dq = dq.ptr().add(q_place.head(size, batch, head));
-        let dk = Matrix::rows(dk.ptr().add(k_place.head(size, batch, head)), k_place.stride);
-        let dv = Matrix::rows(dv.ptr().add(v_place.head(size, batch, head)), v_place.stride);
+        let q = q.as_ptr().add(q_place.head(batch, head));
+        let k = k.as_ptr().add(k_place.head(batch, head));
+        let values = Matrix::rows(v.as_ptr().add(v_place.head(batch, head)), v_place.stride);
+        let dq = dq.ptr().add(q_place.head(batch, head));
+        let dk = Matrix::rows(dk.ptr().add(k_place.head(batch, head)), k_place.stride);
+        let dv_rows = Matrix::rows(dv_all.ptr().add(v_place.head(batch, head)), v_place.stride);
         let turned_keys = call.turned(k, k_place, (0, keys.end, 0), &mut scratch.turned_keys);
         scratch.keys.pack((keys.end, d), turned_keys);
         scratch.keys_t.pack((d, keys.end), turned_keys.t());
-        scratch.values_t.pack((d, keys.end), values.t());
+        scratch.values_t.pack((dv, keys.end), values.t());
         // From the last block, which sees most keys and so assigns their rows of dk and dv, to the first.
         let assigned = call.visible(batch, t - 1);
         for first in (0..t).step_by(BLOCK).rev() {
@@ -539,16 +555,16 @@ fn backward_head<T: Real>(
             let p_out = Matrix::rows(p.as_mut_ptr(), cols);
             let ds_out = Matrix::rows(ds.as_mut_ptr(), cols);
             scratch.queries.pack((rows, d), queries);
-            scratch.out.pack((rows, d), out);
+            scratch.out.pack((rows, dv), out);
             scratch.keys_t.product((rows, cols, d), p_out, false, call.scale, queries);
-            scratch.values_t.product((rows, cols, d), ds_out, false, one, out);
+            scratch.values_t.product((rows, cols, dv), ds_out, false, one, out);
             vectorised(
                 #[inline(always)]
                 || {
                     for i in 0..rows {
                         let row = out0 + (first + i) * out_place.stride;
                         let (visible, z) = (call.visible(batch, first + i), log_sum_exp[first + i]);
-                        let delta = dot(&y[row..row + d], &dy[row..row + d]);
+                        let delta = dot(&y[row..row + dv], &dy[row..row + dv]);
                         let (p, hidden_p) = p[i * cols..(i + 1) * cols].split_at_mut(visible);
                         let (ds, hidden_ds) = ds[i * cols..(i + 1) * cols].split_at_mut(visible);
                         let holes = keys.holes.as_ref().map(|h| &h[..visible]);
@@ -573,12 +589,12 @@ fn backward_head<T: Real>(
             let dq_rows = Matrix::rows(dq.add(first * q_place.stride), q_place.stride);
             scratch.keys.product((rows, d, cols), dq_rows, false, one, ds);
             scratch.queries.product((cols, d, rows), dk, add, one, ds.t());
-            scratch.out.product((cols, d, rows), dv, add, one, p.t());
+            scratch.out.product((cols, dv, rows), dv_rows, add, one, p.t());
             call.turn_back(dq, q_place, place, &mut scratch.turned_queries);
         }
         for unseen in assigned..s {
             std::slice::from_raw_parts_mut(dk.data.add(unseen * dk.row_stride), d).fill(T::zero());
-            std::slice::from_raw_parts_mut(dv.data.add(unseen * dv.row_stride), d).fill(T::zero());
+            std::slice::from_raw_parts_mut(dv_rows.data.add(unseen * dv_rows.row_stride), dv).fill(T::zero());
         }
         call.turn_back(dk.data, k_place, (0, assigned, 0), &mut scratch.turned_keys);
     }

@@ -13,6 +13,7 @@ mod conv1d;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod damped_average;
 mod diagonal_kernel;
 mod diagonal_scan;
 mod discretisation;
@@ -39,11 +40,13 @@ mod selective_scan;
 mod squared_error;
 mod sum;
 mod transpose;
+mod windows;
 
 pub use activation::Activation;
 pub use attention::{Attention, Scores};
 pub use batch_norm::Moments;
 pub use cross_entropy::IGNORE;
+pub use damped_average::DampedAverage;
 pub use diagonal_kernel::{DiagonalKernel, StepTransform};
 pub use diagonal_scan::DiagonalScan;
 pub use discretisation::Discretisation;
@@ -54,10 +57,23 @@ pub use rope::RopeTable;
 pub use selective_scan::SelectiveScan;
 
 pub(crate) use panels::PanelKernel;
+pub(crate) use windows::window_mask;
 
 /// Calls an operation for a tensor's device and number type: the function of this name in `cuda` for a CUDA
-/// tensor, otherwise the one beside the caller, which is generic over [`Real`](crate::Real).
+/// tensor, otherwise the one beside the caller, which is generic over [`Real`](crate::Real). With `cpu` before
+/// the tensor: an operation that has no CUDA kernels.
 macro_rules! for_device {
+    (cpu $tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match ($tensor.device(), $tensor.dtype()) {
+            (candle_core::Device::Cpu, candle_core::DType::F32) => $function::<f32>($($argument),*),
+            (candle_core::Device::Cpu, candle_core::DType::F64) => $function::<f64>($($argument),*),
+            (device, dtype) => candle_core::bail!(
+                "{}: f32 or f64 on the CPU is expected, there are no kernels for {dtype:?} on {:?}",
+                stringify!($function),
+                device.location(),
+            ),
+        }
+    };
     ($tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match ($tensor.device(), $tensor.dtype()) {
             #[cfg(feature = "cuda")]

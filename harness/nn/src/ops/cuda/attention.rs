@@ -1,7 +1,7 @@
 //! Attention: see `ops/attention.rs`. Matrix products run on tensor cores in bfloat16 for heads of 32, 64 and
 //! 128; other head sizes are computed in float32. Rotary positions are applied to copies of queries and keys.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::device::{Address, Argument, Gpu, Grid, address, int, launch};
 use super::rope::turn;
@@ -12,6 +12,9 @@ use crate::tape::{Grad, Value};
 
 pub(crate) fn attend(inputs: Inputs, attention: Attention, scores: Scores) -> Result<Value> {
     let size = inputs.size(attention)?;
+    if size.value_dim != size.head_dim {
+        bail!("attention: values of {} beside keys of {}: no CUDA kernels", size.value_dim, size.head_dim);
+    }
     scores.check(size)?;
     let values = inputs.values();
     let first = values[0].tensor();
@@ -192,7 +195,7 @@ impl Call {
         strides: &[usize],
         last: Option<i32>,
     ) -> Result<()> {
-        let Size { batch, t, s, heads, head_dim, causal } = self.size;
+        let Size { batch, t, s, heads, head_dim, causal, .. } = self.size;
         let mut arguments: Vec<Argument> = arrays.iter().map(|a| (*a).into()).collect();
         for n in [batch, heads, t, s, head_dim] {
             arguments.push(int(n)?.into());
