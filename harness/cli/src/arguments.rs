@@ -229,13 +229,13 @@ pub(crate) struct DiffOptions {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The teacher is any server with an OpenAI-compatible interface: REPLICA_TEACHER_URL is its base URL, REPLICA_TEACHER_MODEL the model's name, REPLICA_TEACHER_KEY the key, which local servers do not need. Every answer is kept: after Ctrl-C or an error the same command goes on where it stopped, and nothing is asked or paid for twice. Each round shows the model other worked examples and so may bring another program for the same question. Try --first 20 before you ask thousands of questions.
+The teacher is any server with an OpenAI-compatible interface: REPLICA_TEACHER_URL is its base URL, REPLICA_TEACHER_MODEL the model's name, REPLICA_TEACHER_KEY the key, which local servers do not need. Every answer is kept: after Ctrl-C or an error the same command goes on where it stopped, and no question that has been answered is asked again. Each round shows the model other worked examples and so may bring another program for the same question. Try --first 20 before you ask thousands of questions.
 
 Examples:
   export REPLICA_TEACHER_URL=http://localhost:8000/v1 REPLICA_TEACHER_MODEL=my-model
   replica teach pad --questions gsm8k --first 20 --out programs.jsonl
   replica teach pad --questions gsm8k --rounds 8 --out programs.jsonl --prices 0.5,1.5
-  replica teach pad --questions mine.jsonl --out programs.jsonl     lines {\"question\": \"...\", \"answer\": 42}")]
+  replica teach pad --questions mine.jsonl --out programs.jsonl")]
 pub(crate) struct TeachOptions {
     /// The paper whose method asks
     #[arg(value_name = "PAPER", value_parser = ["pad"])]
