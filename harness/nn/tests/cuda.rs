@@ -638,9 +638,11 @@ fn t5() {
         ));
         let config = config.unwrap();
         let expected = t5_results(&config, DType::F32, &Device::Cpu);
-        for (dtype, far) in [(DType::F32, 1e-5), (DType::BF16, 5e-2)] {
+        // gradients go through every layer twice; in bfloat16 some units also pass over ReLU's kink, see `check_kink`
+        for (dtype, forward, backward) in [(DType::F32, 1e-5, 1e-5), (DType::BF16, 2e-2, 1e-1)] {
             for ((what, a), (_, b)) in expected.iter().zip(t5_results(&config, dtype, &gpu)) {
                 assert_eq!(a.len(), b.len(), "{what}");
+                let far = if ["states", "loss"].contains(&what.as_str()) { forward } else { backward };
                 // rounding errors have no direction: what is compared is the length of the difference
                 let length =
                     |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
