@@ -56,6 +56,7 @@ int drain() {
 }
 
 bool is_pinned(const void* host) {
+    std::lock_guard<std::mutex> guard(lock);
     for (const auto& [start, size] : pinned) {
         if (host >= start && host < start + size) return true;
     }
@@ -64,6 +65,7 @@ bool is_pinned(const void* host) {
 
 // That a range lies in a block that has been handed out.
 void check_range(const char* what, uint64_t address, size_t size) {
+    std::lock_guard<std::mutex> guard(lock);
     for (const auto& [start, length] : blocks) {
         const auto first = reinterpret_cast<uint64_t>(start);
         if (address >= first && address + size <= first + length) return;

@@ -52,7 +52,7 @@ fn small() -> ModelConfig {
 }
 
 fn blocks(seq_len: usize) -> Blocks {
-    let tokens: Vec<u32> = (0..64 * seq_len as u32).map(|i| (i * i / 7 + i / 72) % 300).collect();
+    let tokens: Vec<u32> = (0..16 * seq_len as u32).map(|i| (i * i / 7 + i / 72) % 300).collect();
     Blocks::new(tokens, seq_len)
 }
 
