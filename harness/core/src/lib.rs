@@ -9,6 +9,8 @@
 
 pub mod atomic;
 pub mod claim;
+#[cfg(feature = "fixture")]
+pub mod conformance;
 pub mod diff;
 pub mod digest;
 pub mod environment;

@@ -38,6 +38,18 @@ pub struct ConfigFile {
     pub text: String,
 }
 
+impl ConfigFile {
+    /// The given file, or else the one that is built into a paper's crate; `builtin` has their texts in the order of
+    /// [`Scale::ALL`].
+    pub fn of_scale(paper: &str, scale: Scale, given: Option<&Self>, builtin: [&str; 4]) -> Self {
+        let of = |text: &str| Self {
+            path: format!("replications/{paper}/configs/{scale}.toml"),
+            text: text.to_owned(),
+        };
+        given.cloned().unwrap_or_else(|| of(builtin[scale as usize]))
+    }
+}
+
 /// Why a plan cannot be made.
 #[derive(Debug, Error)]
 pub enum PlanError {

@@ -2,19 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use replica_core::expansion::Selection;
-use replica_core::gather::gather;
-use replica_core::golden::Golden;
 use replica_core::replication::ConfigFile;
-use replica_core::runner::{Options, Runner};
-use replica_core::store::RunStore;
-use replica_core::trial::{Device, Progress, Role, Silent};
-use replica_core::{Measurements, Plan, Replication, Scale, TrialContext, TrialError, TrialSpec};
+use replica_core::trial::{Device, Silent};
+use replica_core::{Plan, Replication, Scale, TrialContext, TrialSpec, conformance};
 use replica_datasets::Sources;
 use replica_lpa::Lpa;
 
@@ -28,64 +22,17 @@ fn plan() -> Plan {
 
 /// A trial of the plan's first study, with the recipe's learning rate.
 fn spec(plan: &Plan, variant: &str, seed: u64) -> TrialSpec {
-    let experiment = plan.experiment("placement").unwrap();
-    TrialSpec {
-        paper: "lpa".to_owned(),
-        experiment: experiment.id.clone(),
-        variant: variant.to_owned(),
-        scale: plan.scale,
-        role: Role::Main,
-        seed,
-        backend: "cpu".to_owned(),
-        dtype: "f32".to_owned(),
-        config: experiment.variant(variant).unwrap().config.clone(),
-        data: experiment.data.clone(),
-        code: lpa().code(),
-    }
+    conformance::spec(&lpa(), plan, "placement", variant, seed)
 }
 
-fn run(
-    spec: &TrialSpec,
-    threads: usize,
-    checkpoints: Option<&Path>,
-    progress: &dyn Progress,
-    cancel: &AtomicBool,
-) -> Result<Measurements, TrialError> {
-    let context =
-        TrialContext { device: Device::Cpu, progress, cancel, checkpoints: checkpoints.map(Path::to_owned) };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    let lpa = lpa();
-    // the pool's threads need the context, which borrows `progress`
-    std::thread::scope(|_| pool.install(|| lpa.run(spec, &context)))
-}
-
-fn run_silently(spec: &TrialSpec, threads: usize) -> Measurements {
-    run(spec, threads, None, &Silent, &AtomicBool::new(false)).unwrap()
+fn goldens() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden")
 }
 
 #[test]
 fn smoke_agrees_with_its_golden() {
-    let (lpa, plan) = (lpa(), plan());
-    let folder = tempfile::tempdir().unwrap();
-    let store = RunStore::open(folder.path()).unwrap();
-    let cancel = AtomicBool::new(false);
-    let options = Options { jobs: 2, ..Options::default() };
-    let runner =
-        Runner { replication: &lpa, plan: &plan, store: &store, observer: &(), cancel: &cancel, options };
-    let summary = runner.run(&Selection::default()).unwrap();
-    assert!(summary.failed.is_empty() && summary.blocked == 0, "{:?}", summary.failed);
-    let evidence = gather(&lpa, &plan, "cpu", &store).unwrap().evidence;
-    let goldens = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden");
-    let mut checked = 0;
-    for experiment in plan.experiments.iter().filter(|e| !e.exclusive) {
-        let path = Golden::path(&goldens, "lpa", &experiment.id, plan.scale, "cpu");
-        let golden = Golden::read(&path).unwrap().unwrap_or_else(|| panic!("{} is missing", path.display()));
-        let failures: Vec<String> =
-            golden.check(&evidence).iter().filter(|c| c.is_failure()).map(|c| c.to_string()).collect();
-        assert!(failures.is_empty(), "{}:\n{}", path.display(), failures.join("\n"));
-        checked += 1;
-    }
-    assert_eq!(checked, 2, "placement and accounting");
+    let plan = plan();
+    let evidence = conformance::assert_agrees_with_goldens(&lpa(), &plan, &goldens());
     // training does something: every variant ends well below the uniform distribution's loss
     for variant in &plan.experiment("placement").unwrap().variants {
         for (seed, loss) in evidence.values("placement", &variant.id, "test_loss") {
@@ -98,109 +45,37 @@ fn smoke_agrees_with_its_golden() {
 fn bits_do_not_depend_on_the_number_of_threads() {
     let plan = plan();
     for variant in ["vanilla", "low_all"] {
-        let spec = spec(&plan, variant, 1);
-        let one = run_silently(&spec, 1);
-        println!("{variant}: trace {}", one.trace.digest());
-        for threads in [2, 3] {
-            let more = run_silently(&spec, threads);
-            assert_eq!(one.trace.first_difference(&more.trace), None, "{variant} with {threads} threads");
-            assert_eq!(one.metrics, more.metrics, "{variant} with {threads} threads");
-        }
+        conformance::assert_independent_of_threads(lpa, &spec(&plan, variant, 1));
     }
 }
 
 #[test]
 fn seeds_and_variants_share_data_order_and_start() {
     let plan = plan();
-    let first_loss =
-        |variant, seed| f32::from_bits(run_silently(&spec(&plan, variant, seed), 1).trace.0[0].0);
+    let first_loss = |variant, seed| {
+        f32::from_bits(conformance::run_silently(&lpa(), &spec(&plan, variant, seed), 1).trace.0[0].0)
+    };
     assert_ne!(first_loss("vanilla", 1), first_loss("vanilla", 2));
     // rank-1 attention differs from the Transformer in its attention only, which starts small
     assert!((first_loss("vanilla", 1) - first_loss("rank1", 1)).abs() < 0.05);
 }
 
-/// Stops after so many steps, by the cancel flag or by dying.
-struct StopAt<'a> {
-    step: u64,
-    cancel: &'a AtomicBool,
-    die: bool,
-}
-
-impl Progress for StopAt<'_> {
-    fn step(&self, done: u64, _: u64, _: f32, _: u64) {
-        if done == self.step {
-            if self.die {
-                // no destructor runs, nothing is flushed: as after SIGKILL
-                std::process::abort();
-            }
-            self.cancel.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
 #[test]
 fn interrupted_and_resumed_runs_have_the_same_bits() {
-    let spec = spec(&plan(), "low_attn", 1);
-    let whole = run_silently(&spec, 1);
-    let folder = tempfile::tempdir().unwrap();
-    let cancel = AtomicBool::new(false);
-    let stop = StopAt { step: 33, cancel: &cancel, die: false };
-    assert!(matches!(run(&spec, 1, Some(folder.path()), &stop, &cancel), Err(TrialError::Interrupted)));
-    cancel.store(false, Ordering::Relaxed);
-    let resumed = run(&spec, 2, Some(folder.path()), &FirstStepIs(34), &cancel).unwrap();
-    assert_eq!(whole, resumed);
+    conformance::assert_resumes(lpa, &spec(&plan(), "low_attn", 1), 33);
 }
-
-/// Fails if the first step it hears of is another one.
-struct FirstStepIs(u64);
-
-impl Progress for FirstStepIs {
-    fn step(&self, done: u64, _: u64, _: f32, _: u64) {
-        assert!(done >= self.0, "step {done} was done again");
-    }
-}
-
-const VICTIM: &str = "REPLICA_LPA_TEST_VICTIM";
 
 /// Kills a process in the middle of training (this test, run again as a child) and goes on from what it left.
 #[test]
 fn killed_and_resumed_runs_have_the_same_bits() {
-    let spec = spec(&plan(), "low_ffn", 2);
-    if let Some(folder) = std::env::var_os(VICTIM) {
-        let cancel = AtomicBool::new(false);
-        let _ = run(
-            &spec,
-            1,
-            Some(Path::new(&folder)),
-            &StopAt { step: 37, cancel: &cancel, die: true },
-            &cancel,
-        );
-        unreachable!("the process died at step 37");
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["killed_and_resumed_runs_have_the_same_bits", "--exact", "--nocapture"])
-        .env(VICTIM, folder.path())
-        .output()
-        .unwrap()
-        .status;
-    assert!(!status.success() && status.code().is_none(), "the child should die by a signal: {status}");
+    let test = "killed_and_resumed_runs_have_the_same_bits";
     // the last checkpoint is that of step 30
-    let resumed = run(&spec, 1, Some(folder.path()), &FirstStepIs(31), &AtomicBool::new(false)).unwrap();
-    let whole = run_silently(&spec, 1);
-    println!("trace {}", whole.trace.digest());
-    assert_eq!(whole, resumed);
+    conformance::assert_survives_a_kill(lpa, &spec(&plan(), "low_ffn", 2), (37, 31), test);
 }
 
 #[test]
 fn divergence_is_stopped_and_named() {
-    let mut spec = spec(&plan(), "vanilla", 1);
-    spec.config["learning_rate"] = 1e12.into();
-    let error = run(&spec, 1, None, &Silent, &AtomicBool::new(false)).unwrap_err();
-    let TrialError::NonFinite { step, .. } = &error else { panic!("{error}") };
-    assert!((1..60).contains(step));
-    let text = error.to_string();
-    assert!(text.contains("training diverged; lower learning_rate"), "{text}");
+    conformance::assert_divergence_is_named(&lpa(), spec(&plan(), "vanilla", 1), 1..60);
 }
 
 #[test]
@@ -231,27 +106,7 @@ fn the_published_shapes_are_counted_exactly() {
 
 #[test]
 fn every_scale_has_a_plan_and_its_claims_name_what_exists() {
-    let lpa = lpa();
-    for scale in Scale::ALL {
-        let plan = lpa.plan(scale, None).unwrap();
-        plan.check().unwrap();
-        for experiment in &plan.experiments {
-            let ids: std::collections::HashSet<_> = experiment.variants.iter().map(|v| &v.id).collect();
-            assert_eq!(ids.len(), experiment.variants.len(), "{scale}: {}", experiment.id);
-        }
-    }
-    let plan = lpa.plan(Scale::Small, None).unwrap();
-    for claim in &lpa.paper().claims {
-        if let replica_core::claim::Test::Paired { comparisons } = &claim.test {
-            for c in comparisons {
-                let experiment = plan.experiment(&c.experiment).unwrap();
-                assert!(experiment.metrics.iter().any(|m| m.name == c.metric), "{}: {}", claim.id, c.metric);
-                for variant in [&c.treatment, &c.control] {
-                    assert!(experiment.variant(variant).is_some(), "{}: {variant}", claim.id);
-                }
-            }
-        }
-    }
+    conformance::assert_plans_are_sound(&lpa());
 }
 
 /// What a user reads who mistypes a configuration.

@@ -16,7 +16,7 @@ use crate::problems::Problem;
 use crate::source::{Purpose, Source};
 use crate::synthesis::{Funnel, filter};
 use crate::tokens::Tokens;
-use crate::variants::variants;
+use crate::variants::augment;
 use crate::vocabulary::Vocabulary;
 
 /// What a student learns to write.
@@ -119,7 +119,9 @@ impl Lesson {
     /// # Errors
     /// Data that is not there.
     pub fn candidates(&self, seed: Seed, data: &impl Problems) -> Result<Vec<Problem>, TrialError> {
-        Ok(self.taught_by(data.problems(&self.source, Purpose::Train, self.questions, seed)?, seed))
+        let questions = data.problems(&self.source, Purpose::Train, self.questions, seed)?;
+        let programs = augment(questions, self.programs, seed, "variants");
+        Ok(corrupted(&programs, self.corrupted, seed, "corruption"))
     }
 
     /// Draws the questions, asks the teacher, runs every program, and keeps what the filter says.
@@ -148,18 +150,6 @@ impl Lesson {
         }
         let valid = valid.iter().filter(|p| self.has_target(p)).map(|problem| self.pair(problem)).collect();
         Ok(Prepared { pairs, valid, funnel })
-    }
-
-    fn taught_by(&self, questions: Vec<Problem>, seed: Seed) -> Vec<Problem> {
-        let different = |(i, problem): (usize, Problem)| {
-            let programs = match self.programs {
-                1 => vec![problem.program.clone()],
-                many => variants(&problem.program, many, &mut seed.named_stream("variants", &i.to_string())),
-            };
-            programs.into_iter().map(move |program| Problem { program, ..problem.clone() })
-        };
-        let all: Vec<Problem> = questions.into_iter().enumerate().flat_map(different).collect();
-        corrupted(&all, self.corrupted, seed, "corruption")
     }
 
     /// Whether there is anything to learn of a problem.

@@ -7,32 +7,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::Rng;
 use replica_core::Seed;
 
-use crate::exec::{Pool, PoolError};
 use crate::expressions::Expression;
 use crate::problems::Problem;
-use crate::synthesis::{Funnel, filter};
 
 /// Draws for each variant before there are no more.
 const DRAWS: usize = 40;
 
-/// Up to `count` problems for each, with the same question and different programs of which the first is its own; those
-/// that do not give the gold answer are dropped and counted. The variants of problem i are a function of the seed,
-/// `purpose` and i, and fewer are a beginning of more.
-///
-/// # Errors
-/// A worker cannot be started.
-pub fn augment(
-    pool: &Pool,
-    problems: &[Problem],
-    count: usize,
-    seed: Seed,
-    purpose: &str,
-) -> Result<(Vec<Problem>, Funnel), PoolError> {
-    let candidates = problems.iter().enumerate().flat_map(|(i, problem)| {
+/// Up to `count` problems for each, with the same question and different programs of which the first is its own; they are
+/// candidates for the filter. The variants of problem i are a function of the seed, `purpose` and i, and fewer are a
+/// beginning of more.
+pub fn augment(problems: Vec<Problem>, count: usize, seed: Seed, purpose: &str) -> Vec<Problem> {
+    let different = |(i, problem): (usize, Problem)| {
         let programs = variants(&problem.program, count, &mut seed.named_stream(purpose, &i.to_string()));
-        programs.into_iter().map(|program| Problem { program, ..problem.clone() })
-    });
-    filter(pool, candidates.collect())
+        programs.into_iter().map(move |program| Problem { program, ..problem.clone() })
+    };
+    problems.into_iter().enumerate().flat_map(different).collect()
 }
 
 /// Up to `count` different texts of one program, itself first. A program with anything but assignments of arithmetic has

@@ -4,16 +4,21 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device};
-use replica_core::Seed;
+use replica_core::trial::Silent;
+use replica_core::{Seed, TrialContext};
 use replica_datasets::Sources;
 use replica_nn::Parameters;
 use replica_nn::t5::{T5, T5Config};
 use replica_pad::checkpoint::Checkpoint;
+use replica_pad::exam::{Decoding, Exam, LineScorer, LineScores, Retry, examine};
 use replica_pad::exec::{Limits, Pool, WorkerCommand, trace};
-use replica_pad::lesson::{Filter, Lesson, Repair, Target};
-use replica_pad::source::{Library, Source};
+use replica_pad::lesson::{Filter, Lesson, Problems, Repair, Target};
+use replica_pad::source::{Library, Purpose, Source};
+use replica_pad::student::{Shape, Start, Student, teach};
+use replica_train::Recipe;
 
 fn pool() -> Pool {
     let command = WorkerCommand { program: env!("CARGO_BIN_EXE_pad-worker").into(), arguments: Vec::new() };
@@ -102,6 +107,71 @@ fn traces_show_what_every_line_gave() {
     assert_eq!(notes(2), [None, some("1"), name_error, None]);
     assert!(notes(3)[0].as_ref().unwrap().starts_with("SyntaxError"), "{:?}", notes(3));
     assert!(notes(4)[0].as_ref().unwrap().contains("solution"), "{:?}", notes(4));
+}
+
+/// A student that writes programs of two templates, and fails on others.
+fn student(lesson: &Lesson) -> Student {
+    let recipe: Recipe = toml::from_str(
+        "steps = 250\nbatch_size = 8\nseq_len = 64\nlearning_rate = 0.01\nwarmup_steps = 10\nbeta1 = 0.9\nbeta2 = 0.999\n\
+         eps = 1e-8\nweight_decay = 0.0\nclip_norm = 1.0\neval_every = 250\neval_blocks = 0",
+    )
+    .unwrap();
+    let shape =
+        Shape { layers: 1, width: 32, heads: 2, inner: 64, dropout: 0.0, fewest: 1, source_tokens: 192 };
+    let lessons = lesson.prepare(Seed(4), &library(), &pool()).unwrap();
+    let cancel = AtomicBool::new(false);
+    let device = replica_core::trial::Device::Cpu;
+    let context = TrialContext { device, progress: &Silent, cancel: &cancel, checkpoints: None };
+    let trained = teach(&Start::Scratch(shape), &recipe, &lessons, Seed(4), &context, &Device::Cpu).unwrap();
+    Student::restored(&recipe, &trained, &Device::Cpu).unwrap()
+}
+
+/// What decides how a student answers does decide it.
+#[test]
+fn answers_follow_the_decoding() {
+    let of = |names: &[&str]| Source::Templates {
+        only: names.iter().map(|&name| name.to_owned()).collect(),
+        factor: 1,
+    };
+    let lesson = Lesson { source: of(&["boxes", "age"]), repair: Some(Repair::Message), ..lesson() };
+    let (student, library, pool) = (student(&lesson), library(), pool());
+    let graded = |names: &[&str], decoding: Decoding| {
+        let source = of(names);
+        let problems = library.problems(&source, Purpose::Test, 24, Seed(1)).unwrap();
+        let exam = Exam { id: "x".to_owned(), label: String::new(), source, count: 24 };
+        let graded = examine(&student, &exam, &problems, (Target::Program, &decoding), &pool, 24).unwrap();
+        let metrics: HashMap<String, f64> = graded.metrics.into_iter().collect();
+        (metrics, graded.transcripts)
+    };
+    let known = |decoding| graded(&["boxes", "age"], decoding).1;
+    let scored = |weight, scorer| Decoding {
+        beams: 3,
+        verification: Some(LineScores { weight, scorer }),
+        ..Decoding::default()
+    };
+    let beams = known(Decoding { beams: 3, ..Decoding::default() });
+    assert_eq!(known(scored(0.0, LineScorer::Encoder)), beams, "weight 0 is plain beam search");
+    let (random, encoder) =
+        (known(scored(20.0, LineScorer::Random)), known(scored(20.0, LineScorer::Encoder)));
+    assert_ne!(random, beams);
+    assert_ne!(random, encoder, "the scorer matters");
+
+    let unknown = |rounds, retry| {
+        let decoding = Decoding { beams: 3, rounds, retry, ..Decoding::default() };
+        graded(&["two-goods", "saving", "rows", "tank", "profit", "distance"], decoding)
+    };
+    let (once, _) = unknown(0, Retry::Message);
+    let mut texts = Vec::new();
+    for retry in [Retry::Message, Retry::Silent, Retry::Candidate] {
+        let (again, transcripts) = unknown(2, retry);
+        assert_eq!(again["first_executed_x"], once["executed_x"], "{retry:?}");
+        assert!(again["executed_x"] > once["executed_x"], "{retry:?}: {again:?}");
+        texts.push(transcripts);
+    }
+    assert!(
+        texts[0] != texts[1] && texts[1] != texts[2],
+        "each kind of retry shows the student something else"
+    );
 }
 
 const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,

@@ -66,7 +66,7 @@ fn symbolic_targets_are_right() {
 #[test]
 fn variants_are_run_before_they_are_used() {
     let problems = Templates::embedded().draw(100, Seed(1), "train");
-    let (all, funnel) = augment(&pool(), &problems, 8, Seed(1), "variants").unwrap();
+    let (all, funnel) = filter(&pool(), augment(problems.clone(), 8, Seed(1), "variants")).unwrap();
     assert_eq!(funnel.offered, 800, "every template has eight surfaces");
     assert_eq!(funnel.accepted, 800);
     let mut of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -76,7 +76,7 @@ fn variants_are_run_before_they_are_used() {
     }
     // a program that was wrong before is not made right by another surface
     let wrong = Problem { answer: Answer::Number(-1.0), ..problems[0].clone() };
-    let (kept, funnel) = augment(&pool(), &[wrong], 4, Seed(1), "variants").unwrap();
+    let (kept, funnel) = filter(&pool(), augment(vec![wrong], 4, Seed(1), "variants")).unwrap();
     assert_eq!((kept.len(), funnel.offered, funnel.wrong), (0, 4, 4));
 }
 

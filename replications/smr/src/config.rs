@@ -245,16 +245,13 @@ impl Timing {
 /// # Errors
 /// An unknown key, or a value that makes no sense: the message names file, study, host, variant and key.
 pub fn plan(scale: Scale, given: Option<&ConfigFile>) -> Result<Plan, PlanError> {
-    let builtin = |text: &str| ConfigFile {
-        path: format!("replications/smr/configs/{scale}.toml"),
-        text: text.to_owned(),
-    };
-    let file = given.cloned().unwrap_or_else(|| match scale {
-        Scale::Smoke => builtin(include_str!("../configs/smoke.toml")),
-        Scale::Small => builtin(include_str!("../configs/small.toml")),
-        Scale::Gpu => builtin(include_str!("../configs/gpu.toml")),
-        Scale::Paper => builtin(include_str!("../configs/paper.toml")),
-    });
+    let builtin = [
+        include_str!("../configs/smoke.toml"),
+        include_str!("../configs/small.toml"),
+        include_str!("../configs/gpu.toml"),
+        include_str!("../configs/paper.toml"),
+    ];
+    let file = ConfigFile::of_scale("smr", scale, given, builtin);
     let error = |problem: String| PlanError::Config { path: file.path.clone(), problem };
     let mut config: Config = toml::from_str(&file.text).map_err(|e| error(e.to_string()))?;
     let path = "replications/smr/configs/variants.toml";

@@ -57,7 +57,7 @@ pub const HOSTILE: [&str; 42] = [
     "import sys\n    sys.stdout.close()",
     "import ctypes\n    return ctypes.string_at(0)",
     "from pathlib import Path\n    return Path('/etc/passwd').read_text()",
-    "from pathlib import Path\n    return Path('/tmp/replica-pad-was-here').write_text('x')",
+    "from pathlib import Path\n    return Path('replica-pad-was-here').write_text('x')",
     "return ().__class__.__base__.__subclasses__()",
     "return exec('import os')",
     "return compile('1', '', 'eval')",
