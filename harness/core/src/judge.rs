@@ -3,7 +3,8 @@
 //! - A comparison is *reproduced* when the 95 % bootstrap interval of its mean effect lies above the
 //!   minimum effect and the two-sided paired t-test against the minimum effect has a corrected p below 0.05;
 //!   *not reproduced* when the interval lies below the minimum and p is below 0.05; otherwise *inconclusive*.
-//!   Both tests are asked for because with a handful of seeds the bootstrap alone is too sure of itself.
+//!   Both tests are asked for because with a handful of seeds the bootstrap alone is too sure of itself. Where all
+//!   seeds have the same effect, the exact sign-flip test takes the t-test's place: at least six of them decide.
 //! - p is corrected by Holm over the distinct comparisons of all claims that the scale tests, measured or
 //!   not: the family is fixed by `paper.toml`, so that running less does not make any of them easier.
 //! - A claim is reproduced when all its comparisons are, and not reproduced when any is not.
@@ -11,7 +12,7 @@
 
 use crate::claim::{Claim, Comparison, Direction, EffectKind, Guard, Test};
 use crate::paper::Paper;
-use crate::plan::{Experiment, Plan};
+use crate::plan::{Experiment, Metric, Plan};
 use crate::statistics::{bootstrap_interval, holm, mean, paired_t_test};
 use crate::verdict::{ComparisonResult, Outcome, Verdict};
 
@@ -336,24 +337,25 @@ impl Court<'_> {
     }
 
     fn metric(&self, experiment: &str, metric: &str) -> String {
-        let found = self.experiment(experiment).and_then(|e| e.metrics.iter().find(|m| m.name == metric));
-        found.map_or_else(|| metric.replace('_', " "), |m| m.label.clone())
+        self.found(experiment, metric).map_or_else(|| metric.replace('_', " "), |m| m.label.clone())
     }
 
     fn number(&self, experiment: &str, metric: &str, value: f64) -> String {
-        let found = self.experiment(experiment).and_then(|e| e.metrics.iter().find(|m| m.name == metric));
-        match found {
-            Some(m) if m.unit.is_empty() => format!("{value:.*}", m.digits),
-            Some(m) => format!("{value:.*} {}", m.digits, m.unit),
-            None => plain(value),
-        }
+        let found = self.found(experiment, metric);
+        found.map_or_else(|| plain(value), |m| with_unit(value, m.digits, &m.unit))
     }
 
     fn size(&self, comparison: &Comparison, size: f64) -> String {
-        match comparison.effect {
-            EffectKind::Relative => percent(size),
-            EffectKind::Absolute => self.number(&comparison.experiment, &comparison.metric, size),
+        let found = self.found(&comparison.experiment, &comparison.metric);
+        match (comparison.effect, found) {
+            (EffectKind::Relative, _) => percent(size),
+            (EffectKind::Absolute, Some(m)) => with_unit(size, m.digits, m.unit_of_differences()),
+            (EffectKind::Absolute, None) => plain(size),
         }
+    }
+
+    fn found(&self, experiment: &str, metric: &str) -> Option<&Metric> {
+        self.experiment(experiment)?.metrics.iter().find(|m| m.name == metric)
     }
 }
 
@@ -369,6 +371,10 @@ fn decide(result: &ComparisonResult, p: f64) -> Outcome {
     } else {
         Outcome::Inconclusive
     }
+}
+
+fn with_unit(x: f64, digits: usize, unit: &str) -> String {
+    if unit.is_empty() { format!("{x:.digits$}") } else { format!("{x:.digits$} {unit}") }
 }
 
 /// Two digits that mean something: 12 %, 2.1 %, 0.034 %.

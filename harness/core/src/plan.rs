@@ -198,6 +198,11 @@ impl Metric {
     pub fn new(name: &str, label: &str, unit: &str, better: Option<Direction>, digits: usize) -> Self {
         Self { name: name.to_owned(), label: label.to_owned(), unit: unit.to_owned(), better, digits }
     }
+
+    /// Unit of a difference between two of its values, or empty: 55 % is 10 points more than 45 %, not 10 % more.
+    pub fn unit_of_differences(&self) -> &str {
+        if self.unit == "%" { "points" } else { &self.unit }
+    }
 }
 
 /// A method or baseline within an experiment.

@@ -60,7 +60,7 @@ pub struct ComparisonResult {
     pub effect: f64,
     /// 95 % bootstrap confidence interval of the mean effect, resampling seeds.
     pub interval: (f64, f64),
-    /// Two-sided p of a paired t-test against the minimum effect.
+    /// Two-sided p of [`paired_t_test`](crate::statistics::paired_t_test) against the minimum effect.
     pub p: f64,
     /// `p` after Holm's correction over all comparisons of the paper.
     pub p_holm: f64,

@@ -18,15 +18,15 @@ pub(crate) struct EffectUnit {
 }
 
 impl EffectUnit {
-    /// Percent for relative effects, the metric's unit for absolute ones.
+    /// Percent for relative effects, the unit of the metric's differences for absolute ones.
     pub fn of(evidence: &Evidence, comparison: &Comparison) -> Self {
         match comparison.effect {
             EffectKind::Relative => Self { factor: 100.0, suffix: "\u{202f}%".to_owned(), digits: 2 },
             EffectKind::Absolute => {
                 let metric =
                     names::metric(evidence.plan.experiment(&comparison.experiment), &comparison.metric);
-                let suffix =
-                    if metric.unit.is_empty() { String::new() } else { format!("\u{202f}{}", metric.unit) };
+                let unit = metric.unit_of_differences();
+                let suffix = if unit.is_empty() { String::new() } else { format!("\u{202f}{unit}") };
                 Self { factor: 1.0, suffix, digits: metric.digits }
             }
         }

@@ -255,14 +255,32 @@ fn values_that_are_not_numbers_decide_nothing() {
 }
 
 #[test]
-fn identical_differences_decide_without_variance() {
+fn identical_differences_decide_from_six_seeds_on() {
     let c = claim("c", 0.0, &["new"], false);
-    let same = |v: f64| verdict_of(&c, vec![("base", vec![2.0; 3]), ("new", vec![v; 3])]);
-    assert_eq!(same(1.0).outcome, Outcome::Reproduced);
-    assert_eq!(same(3.0).outcome, Outcome::NotReproduced);
-    let equal = same(2.0);
+    let same = |v: f64, n: usize| verdict_of(&c, vec![("base", vec![2.0; n]), ("new", vec![v; n])]);
+    assert_eq!(same(1.0, 6).outcome, Outcome::Reproduced);
+    assert_eq!(same(3.0, 6).outcome, Outcome::NotReproduced);
+    let three = same(1.0, 3);
+    assert_eq!((three.outcome, three.comparisons[0].p), (Outcome::Inconclusive, 0.25));
+    assert!(three.reason.contains("Holm p 0.250): Holm p is not below 0.05"), "{}", three.reason);
+    let equal = same(2.0, 6);
     assert_eq!(equal.outcome, Outcome::Inconclusive);
     assert!(equal.reason.contains("is the same as that of Transformer"), "{}", equal.reason);
+}
+
+#[test]
+fn a_difference_of_percentages_is_in_points() {
+    let mut plan = plan();
+    plan.experiments[0].metrics[0] = Metric::new("test_loss", "accuracy", "%", Some(Direction::Higher), 1);
+    let values = |variant: &str| if variant == "new" { vec![47.0, 48.5, 47.6] } else { vec![3.0, 3.1, 3.4] };
+    let reason = |claims: &str| {
+        judge(&paper(claims), &plan, |_, variant, _| (1..).zip(values(variant)).collect()).remove(0).reason
+    };
+    let relative = claim("c", 0.0, &["new"], false).replace("\"lower\"", "\"higher\"");
+    let absolute =
+        relative.replace("\"relative\"", "\"absolute\"").replace("minimum_effect = 0", "minimum_effect = 10");
+    insta::assert_snapshot!(reason(&absolute), @"the accuracy of LPA is 44.5 points higher than that of Transformer (95 % CI 44.0 points to 45.4 points, 3 seeds, Holm p < 0.001): more than the 10.0 points that the claim needs");
+    assert!(reason(&relative).contains(" % higher than"), "{}", reason(&relative));
 }
 
 #[test]
