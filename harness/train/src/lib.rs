@@ -20,4 +20,4 @@ pub use evaluate::{Perplexity, evaluate};
 pub use examples::Examples;
 pub use recipe::{Precision, Recipe, Search};
 pub use schedule::learning_rate;
-pub use training::{Log, train};
+pub use training::{Best, Log, train};

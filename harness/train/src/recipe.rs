@@ -75,6 +75,11 @@ pub struct Recipe {
     pub groups: Vec<ParameterGroup>,
     /// Steps between validations; there is always one at the end.
     pub eval_every: u64,
+    /// Early stopping: validations without a smaller `valid_loss` after which training ends. With it the weights of the
+    /// best validation are what is left, however training ends; without it, those of the last step. The schedule of
+    /// the learning rate is that of all `steps` either way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u64>,
     /// Blocks of each evaluation set that are used, evenly spread; 0 for all.
     pub eval_blocks: usize,
 }
@@ -139,8 +144,12 @@ impl Recipe {
         if let Some((key, value)) = decays.find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
             return Some(format!("{key} = {value}: a finite number, 0 or more, is expected"));
         }
-        let counts =
-            [("steps", self.steps), ("batch_size", self.batch_size as u64), ("eval_every", self.eval_every)];
+        let counts = [
+            ("steps", self.steps),
+            ("batch_size", self.batch_size as u64),
+            ("eval_every", self.eval_every),
+            ("patience", self.patience.unwrap_or(1)),
+        ];
         if let Some((key, _)) = counts.into_iter().find(|(_, v)| *v == 0) {
             return Some(format!("{key} = 0: at least 1 is expected"));
         }

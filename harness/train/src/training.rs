@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use replica_core::record::{Curve, Trace};
 use replica_core::{Seed, TrialContext, TrialError};
 use replica_nn::ops::Dropout;
@@ -16,6 +16,20 @@ use crate::examples::{self, Examples};
 use crate::recipe::Recipe;
 use crate::schedule::learning_rate;
 
+/// What early stopping goes by.
+const JUDGED: &str = "valid_loss";
+
+/// The best validation of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Steps done before it.
+    pub step: u64,
+    /// What it measured.
+    pub valid_loss: f64,
+    /// Validations since.
+    since: u64,
+}
+
 /// What a training run wrote down.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Log {
@@ -26,6 +40,9 @@ pub struct Log {
     pub trace: Trace,
     /// Steps done.
     pub steps: u64,
+    /// The best validation, where the recipe has a `patience`: the weights that are left are those of its step.
+    #[serde(default)]
+    pub best: Option<Best>,
     /// Sum and number of losses since the last point of `train_loss`.
     pending: (f64, u64),
     /// Seconds of every step of this process, without evaluations and checkpoints; on a GPU means over the steps
@@ -74,6 +91,35 @@ impl Log {
         Ok(())
     }
 
+    /// Books a validation for early stopping; whether it is the best so far. A tie is no progress.
+    fn improves(&mut self, measured: &[(&'static str, f64)], recipe: &Recipe) -> Result<bool, TrialError> {
+        let Some((_, loss)) = measured.iter().find(|(name, _)| *name == JUDGED) else {
+            return Err(TrialError::failed(format!(
+                "patience: this training measures no `{JUDGED}` to stop by; leave the key out"
+            )));
+        };
+        if !loss.is_finite() {
+            let (what, value) = (JUDGED.to_owned(), *loss as f32);
+            let learning_rate = recipe.learning_rate;
+            return Err(TrialError::NonFinite { step: self.steps, what, value, learning_rate });
+        }
+        match &mut self.best {
+            Some(best) if *loss >= best.valid_loss => {
+                best.since += 1;
+                Ok(false)
+            }
+            best => {
+                *best = Some(Best { step: self.steps, valid_loss: *loss, since: 0 });
+                Ok(true)
+            }
+        }
+    }
+
+    /// Whether patience has run out.
+    fn is_over(&self, recipe: &Recipe) -> bool {
+        self.best.zip(recipe.patience).is_some_and(|(best, patience)| best.since >= patience)
+    }
+
     /// Median seconds a step, leaving out the first ones, which allocate.
     pub fn median_step_seconds(&self) -> Option<f64> {
         let mut times = self.step_seconds.get(self.step_seconds.len().min(3)..)?.to_vec();
@@ -83,7 +129,8 @@ impl Log {
 }
 
 /// Trains `parameters` in place. `loss(tape, batch, dropout)` is the mean over a batch; `validate` gives named points
-/// on the log's curves, such as `valid_loss`.
+/// on the log's curves, such as `valid_loss`. With a `patience` in the recipe training may end before its last step, and
+/// `parameters` are left as they were at the best validation.
 ///
 /// With a checkpoint folder in the context, a run that was killed goes on from its last checkpoint and
 /// computes the same bits as one that was not.
@@ -100,7 +147,8 @@ pub fn train<E: Examples>(
     mut validate: impl FnMut() -> candle_core::Result<Vec<(&'static str, f64)>>,
 ) -> Result<Log, TrialError> {
     let mut optimiser = AdamW::new(parameters, recipe.optimiser()).map_err(TrialError::failed)?;
-    let mut log = resume(parameters, &mut optimiser, context)?.unwrap_or_default();
+    // the weights of the best validation, under early stopping only
+    let (mut log, mut kept) = resume(parameters, &mut optimiser, context)?.unwrap_or_default();
     let mut order = examples::order(seed, data.count(), recipe.batch_size);
     let dropout_key = seed.counter_key("dropout");
     let gradients = Gradients::default();
@@ -112,10 +160,10 @@ pub fn train<E: Examples>(
     let mut step = log.steps;
     let mut started = Instant::now();
 
-    while step < recipe.steps {
+    while step < recipe.steps && !log.is_over(recipe) {
         if context.check_cancelled().is_err() {
             log.read(&mut optimiser, recipe, context, started)?;
-            save(parameters, &optimiser, &log, context)?;
+            save(parameters, &optimiser, &kept, &log, context)?;
             return Err(TrialError::Interrupted);
         }
         let parts = recipe.micro_batches as u64;
@@ -150,21 +198,36 @@ pub fn train<E: Examples>(
             let seen = (step * data.units_a_step(recipe), E::UNIT);
             let (sum, n) = std::mem::take(&mut log.pending);
             log.point("train_loss", seen, sum / n as f64);
-            for (name, value) in validate().map_err(TrialError::failed)? {
-                log.point(name, seen, value);
+            let measured = validate().map_err(TrialError::failed)?;
+            for (name, value) in &measured {
+                log.point(name, seen, *value);
+            }
+            if recipe.patience.is_some() && log.improves(&measured, recipe)? {
+                kept = copies(parameters).map_err(TrialError::failed)?;
             }
         }
         if checkpoint {
-            save(parameters, &optimiser, &log, context)?;
+            save(parameters, &optimiser, &kept, &log, context)?;
         }
         started = Instant::now();
     }
+    if log.best.is_some() {
+        parameters.load(&kept).map_err(TrialError::failed)?;
+    }
     Ok(log)
+}
+
+/// All parameters as they are now, on the CPU.
+fn copies(parameters: &Parameters) -> candle_core::Result<HashMap<String, Tensor>> {
+    let all = parameters.all().into_iter();
+    // a tensor on the CPU shares the parameter's memory until it is copied
+    all.map(|(name, var)| Ok((name, var.as_tensor().to_device(&Device::Cpu)?.copy()?))).collect()
 }
 
 fn save(
     parameters: &Parameters,
     optimiser: &AdamW,
+    kept: &HashMap<String, Tensor>,
     log: &Log,
     context: &TrialContext,
 ) -> Result<(), TrialError> {
@@ -175,6 +238,7 @@ fn save(
         .map(|(name, var)| (format!("w.{name}"), var.as_tensor().clone()))
         .collect();
     tensors.extend(optimiser.state().map_err(TrialError::failed)?);
+    tensors.extend(kept.iter().map(|(name, t)| (format!("best.{name}"), t.clone())));
     checkpoint::save(folder, log.steps, &tensors, log).map_err(|e| TrialError::Storage(Box::new(e)))
 }
 
@@ -182,16 +246,20 @@ fn resume(
     parameters: &Parameters,
     optimiser: &mut AdamW,
     context: &TrialContext,
-) -> Result<Option<Log>, TrialError> {
+) -> Result<Option<(Log, HashMap<String, Tensor>)>, TrialError> {
     let Some(folder) = &context.checkpoints else { return Ok(None) };
     let Some((tensors, log)) =
         checkpoint::load::<Log>(folder).map_err(|e| TrialError::Storage(Box::new(e)))?
     else {
         return Ok(None);
     };
-    let weights =
-        tensors.iter().filter_map(|(name, t)| Some((name.strip_prefix("w.")?.to_owned(), t.clone())));
-    parameters.load(&weights.collect()).map_err(TrialError::failed)?;
+    let under = |prefix: &str| -> HashMap<String, Tensor> {
+        tensors
+            .iter()
+            .filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone())))
+            .collect()
+    };
+    parameters.load(&under("w.")).map_err(TrialError::failed)?;
     optimiser.restore(log.steps, &tensors).map_err(TrialError::failed)?;
-    Ok(Some(log))
+    Ok(Some((log, under("best."))))
 }

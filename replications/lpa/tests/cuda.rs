@@ -138,6 +138,7 @@ fn trained(device: &Device, dtype: Precision, learning_rate: f64) -> Result<Log,
         groups: Vec::new(),
         // beside the window in which a GPU's steps are read
         eval_every: 18,
+        patience: None,
         eval_blocks: 0,
     };
     let (parameters, model) = parameters(&config, dtype.on(device).unwrap(), device);

@@ -220,6 +220,7 @@ impl Timing {
             clip_norm: 1.0,
             groups: Vec::new(),
             eval_every: self.steps,
+            patience: None,
             eval_blocks: 0,
         }
     }
