@@ -1,6 +1,6 @@
 //! What a person sees while trials run: bars on a terminal, one line a start and a finish elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -26,6 +26,8 @@ struct State {
     done: usize,
     overall: Option<ProgressBar>,
     running: HashMap<String, Running>,
+    /// Why trials were left out, as far as it was said.
+    reasons: HashSet<String>,
 }
 
 struct Running {
@@ -150,6 +152,16 @@ impl Observer for Watch<'_> {
     fn failed(&self, spec: &TrialSpec, error: &TrialError) {
         let count = self.close(spec);
         self.say(&format!("failed  {} {count}: {error}", self.name(spec)));
+    }
+
+    fn left_out(&self, spec: &TrialSpec, why: &TrialError) {
+        let count = self.close(spec);
+        let (name, why) = (self.name(spec), why.to_string());
+        if self.state().reasons.insert(why.clone()) {
+            self.say(&format!("left out {name} {count}: {why}"));
+        } else {
+            self.tell(&format!("left out {name} {count}, for the same reason"));
+        }
     }
 
     fn selected(&self, experiment: &Experiment, variant: &Variant, value: f64) {

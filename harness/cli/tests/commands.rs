@@ -200,6 +200,23 @@ fn failing_trials_set_the_exit_code() {
 }
 
 #[test]
+fn a_trial_that_is_left_out_is_no_failure() {
+    let toy = || {
+        Toy::with_hook(Box::new(|spec, _| match spec.experiment.as_str() {
+            "facts" => Err(TrialError::Unavailable("no hub at http://127.0.0.1:1".into())),
+            _ => Ok(()),
+        }))
+    };
+    let output = Bench::new().run_with(toy(), "run toy --quiet");
+    assert_eq!(output.code, 0, "{}", output.err);
+    assert_eq!(output.err.matches("no hub at http://127.0.0.1:1").count(), 1, "said once: {}", output.err);
+    assert!(output.err.contains("left out toy/facts/"), "{}", output.err);
+    assert!(output.out.contains("0 failed, 2 left out"), "{}", output.out);
+    let json = Bench::new().run_with(toy(), "run toy/facts --json").json();
+    assert_eq!((json["left_out"].as_array().unwrap().len(), &json["finished"]), (2, &0.into()));
+}
+
+#[test]
 fn an_interrupted_run_says_how_to_go_on() {
     let bench = Bench::new();
     let stopped = Toy::with_hook(Box::new(|spec, step| match step {

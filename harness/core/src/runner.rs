@@ -2,7 +2,7 @@
 //!
 //! Tuning trials come first; a variant's main trials follow as soon as its value is selected. `jobs` trials run
 //! at a time, each in a thread pool of its own. Experiments that measure time or memory run last, one trial at
-//! a time with all threads. A trial that fails is reported, and the others go on.
+//! a time with all threads. A trial that fails or is left out is reported, and the others go on.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -75,6 +75,8 @@ pub trait Observer: Sync {
     fn waiting(&self, _spec: &TrialSpec) {}
     /// A trial left no record.
     fn failed(&self, _spec: &TrialSpec, _error: &TrialError) {}
+    /// A trial was left out, because something that it may do without is not there.
+    fn left_out(&self, _spec: &TrialSpec, _why: &TrialError) {}
     /// A value was selected for a variant.
     fn selected(&self, _experiment: &Experiment, _variant: &Variant, _value: f64) {}
     /// Something a person should know.
@@ -93,6 +95,8 @@ pub struct Summary {
     pub skipped: usize,
     /// Trials that left none, and why.
     pub failed: Vec<(TrialSpec, TrialError)>,
+    /// Trials that were left out, and why; the main trials of what was to be tuned are not among them.
+    pub left_out: Vec<(TrialSpec, TrialError)>,
     /// Main trials that could not start because their tuning failed.
     pub blocked: usize,
     /// Whether the run was stopped before its end.
@@ -152,7 +156,15 @@ impl Runner<'_> {
             .map(|(experiment, variant)| {
                 let candidates = expansion.tuning(experiment, variant);
                 let outstanding = candidates.iter().map(|c| c.trials.len()).sum();
-                Group { experiment, variant, candidates, outstanding, failed: false, records: HashMap::new() }
+                Group {
+                    experiment,
+                    variant,
+                    candidates,
+                    outstanding,
+                    failed: false,
+                    left_out: false,
+                    records: HashMap::new(),
+                }
             })
             .collect();
         self.observer.planned(groups.iter().map(|g| g.outstanding + g.experiment.seeds.len()).sum());
@@ -237,6 +249,11 @@ impl Runner<'_> {
                     queue.summary.failed.push((task.spec.clone(), error));
                     self.settle(expansion, &mut queue, task, None);
                 }
+                Ok(Attempt::LeftOut(error)) => {
+                    queue.groups[task.group].left_out = true;
+                    queue.summary.left_out.push((task.spec.clone(), error));
+                    self.settle(expansion, &mut queue, task, None);
+                }
                 Err(error) => queue.fatal = Some(error.into()),
             }
             changed.notify_all();
@@ -291,7 +308,7 @@ impl Runner<'_> {
 
     /// Makes a variant's main trials ready, now that its tuning is over.
     fn release(&self, expansion: &Expansion, queue: &mut Queue, index: usize) {
-        let Group { experiment, variant, candidates, failed, records, .. } = &queue.groups[index];
+        let Group { experiment, variant, candidates, failed, left_out, records, .. } = &queue.groups[index];
         let path = format!("{}/{}", experiment.id, variant.id);
         let parameter = experiment.tuning.as_ref().map_or("", |t| &t.parameter);
         let metric = experiment.tuning.as_ref().map_or("", |t| &t.metric);
@@ -303,6 +320,7 @@ impl Runner<'_> {
             }
             Selected::NotTuned => None,
             Selected::AllDiverged => Some(format!("training diverged at every value of {parameter}")),
+            Selected::Pending if *left_out => return,
             Selected::Pending if *failed => Some("a tuning trial failed".to_owned()),
             Selected::Pending => Some(format!("a tuning trial did not measure `{metric}`")),
         };
@@ -375,6 +393,10 @@ impl Runner<'_> {
                 lease.note_spent(spent)?;
                 return Ok(Attempt::Interrupted);
             }
+            Err(Err(error @ TrialError::Unavailable(_))) => {
+                self.observer.left_out(spec, &error);
+                return Ok(Attempt::LeftOut(error));
+            }
             Err(Err(error)) => {
                 self.observer.failed(spec, &error);
                 return Ok(Attempt::Failed(error));
@@ -424,6 +446,7 @@ enum Attempt {
     Finished(Box<Record>),
     Skipped(Box<Record>),
     Failed(TrialError),
+    LeftOut(TrialError),
 }
 
 struct Task {
@@ -440,6 +463,7 @@ struct Group<'a> {
     /// Tuning trials that are not done.
     outstanding: usize,
     failed: bool,
+    left_out: bool,
     records: HashMap<String, Record>,
 }
 

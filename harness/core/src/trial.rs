@@ -168,6 +168,9 @@ pub enum TrialError {
     /// Data that is missing, damaged or not what the spec says.
     #[error("data: {0}")]
     Data(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Something that this trial may do without is in none of the places: it is left out with a note, and nothing has failed.
+    #[error("{0}")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A device that is not there, or not compiled in.
     #[error("device: {0}")]
     Device(String),

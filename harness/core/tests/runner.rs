@@ -244,6 +244,34 @@ fn a_failing_trial_does_not_stop_the_others() {
     assert_eq!(fixed.starts().len(), 2);
 }
 
+#[test]
+fn a_trial_without_what_it_may_do_without_is_left_out() {
+    let bench = Bench::new();
+    let unreachable = || Err(TrialError::Unavailable("the hub cannot be reached".into()));
+    let partial = toy(move |spec, _| match (spec.experiment.as_str(), spec.variant.as_str()) {
+        ("placement", "base") | ("facts", "better") => unreachable(),
+        _ => Ok(()),
+    });
+    let watch = Watch::default();
+    let summary = bench.run_watched(&partial, &plan(&partial), &Selection::default(), &watch).unwrap();
+    let mut left_out: Vec<String> =
+        summary.left_out.iter().map(|(s, e)| format!("{}: {e}", s.path())).collect();
+    left_out.sort();
+    left_out.dedup();
+    assert_eq!(
+        left_out,
+        ["toy/facts/better: the hub cannot be reached", "toy/placement/base: the hub cannot be reached"]
+    );
+    // four tuning trials; the main trials that would have followed have not failed either
+    assert_eq!((summary.left_out.len(), summary.failed.len(), summary.blocked), (4 + 1, 0, 0));
+    assert_eq!(summary.finished, ALL - 4 - 3 - 1);
+    let said = watch.0.lock().unwrap().iter().filter(|line| line.starts_with("left out")).count();
+    assert_eq!(said, 5);
+    let complete = Toy::default();
+    bench.run(&complete);
+    assert_eq!(complete.starts().len(), 4 + 3 + 1, "they run as soon as it is there");
+}
+
 #[derive(Default)]
 struct Watch(Mutex<Vec<String>>);
 
@@ -258,6 +286,10 @@ impl Observer for Watch {
 
     fn selected(&self, _: &Experiment, variant: &Variant, value: f64) {
         self.0.lock().unwrap().push(format!("{} selects {value}", variant.id));
+    }
+
+    fn left_out(&self, spec: &TrialSpec, why: &TrialError) {
+        self.0.lock().unwrap().push(format!("left out {}: {why}", spec.path()));
     }
 
     fn warning(&self, message: &str) {

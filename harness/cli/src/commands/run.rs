@@ -2,8 +2,8 @@
 
 use replica_core::expansion::Selection;
 use replica_core::runner::{Options, Summary};
-use replica_core::{Outcome, RunStore, Runner, TrialError, environment, trial::Device};
-use serde_json::json;
+use replica_core::{Outcome, RunStore, Runner, TrialError, TrialSpec, environment, trial::Device};
+use serde_json::{Value, json};
 
 use crate::Session;
 use crate::arguments::RunOptions;
@@ -58,6 +58,7 @@ pub(crate) fn run(session: &mut Session, options: &RunOptions) -> Result<(), Fai
         total.skipped += summary.skipped;
         total.blocked += summary.blocked;
         total.failed.extend(summary.failed);
+        total.left_out.extend(summary.left_out);
         total.interrupted |= summary.interrupted;
         if total.interrupted {
             break;
@@ -76,12 +77,8 @@ pub(crate) fn run(session: &mut Session, options: &RunOptions) -> Result<(), Fai
         session.streams.json(&json!({
             "finished": total.finished,
             "already_run": total.skipped,
-            "failed": total.failed.iter().map(|(spec, error)| json!({
-                "trial": spec.path(),
-                "role": spec.role,
-                "seed": spec.seed,
-                "error": error.to_string(),
-            })).collect::<Vec<_>>(),
+            "failed": total.failed.iter().map(described).collect::<Vec<_>>(),
+            "left_out": total.left_out.iter().map(described).collect::<Vec<_>>(),
             "not_started": total.blocked,
             "papers": all.iter().map(|e| json!({
                 "paper": e.paper.id,
@@ -99,8 +96,12 @@ pub(crate) fn run(session: &mut Session, options: &RunOptions) -> Result<(), Fai
         if verdicts.is_empty() {
             session.streams.result("no claim was judged");
         }
+        let left_out = match total.left_out.len() {
+            0 => String::new(),
+            n => format!(", {n} left out"),
+        };
         session.streams.result(&format!(
-            "{} trials run, {} had been run before, {} failed",
+            "{} trials run, {} had been run before, {} failed{left_out}",
             total.finished,
             total.skipped,
             total.failed.len()
@@ -108,6 +109,10 @@ pub(crate) fn run(session: &mut Session, options: &RunOptions) -> Result<(), Fai
         session.streams.result(&format!("report: {}", index.display()));
     }
     verdict_of_the_run(&total)
+}
+
+fn described((spec, error): &(TrialSpec, TrialError)) -> Value {
+    json!({ "trial": spec.path(), "role": spec.role, "seed": spec.seed, "error": error.to_string() })
 }
 
 fn verdict_of_the_run(total: &Summary) -> Result<(), Failure> {
