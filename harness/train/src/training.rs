@@ -16,6 +16,9 @@ use crate::examples::{self, Examples};
 use crate::recipe::Recipe;
 use crate::schedule::learning_rate;
 
+/// Tensors by name.
+type Weights = HashMap<String, Tensor>;
+
 /// What early stopping goes by.
 const JUDGED: &str = "valid_loss";
 
@@ -218,7 +221,7 @@ pub fn train<E: Examples>(
 }
 
 /// All parameters as they are now, on the CPU.
-fn copies(parameters: &Parameters) -> candle_core::Result<HashMap<String, Tensor>> {
+fn copies(parameters: &Parameters) -> candle_core::Result<Weights> {
     let all = parameters.all().into_iter();
     // a tensor on the CPU shares the parameter's memory until it is copied
     all.map(|(name, var)| Ok((name, var.as_tensor().to_device(&Device::Cpu)?.copy()?))).collect()
@@ -227,7 +230,7 @@ fn copies(parameters: &Parameters) -> candle_core::Result<HashMap<String, Tensor
 fn save(
     parameters: &Parameters,
     optimiser: &AdamW,
-    kept: &HashMap<String, Tensor>,
+    kept: &Weights,
     log: &Log,
     context: &TrialContext,
 ) -> Result<(), TrialError> {
@@ -246,14 +249,14 @@ fn resume(
     parameters: &Parameters,
     optimiser: &mut AdamW,
     context: &TrialContext,
-) -> Result<Option<(Log, HashMap<String, Tensor>)>, TrialError> {
+) -> Result<Option<(Log, Weights)>, TrialError> {
     let Some(folder) = &context.checkpoints else { return Ok(None) };
     let Some((tensors, log)) =
         checkpoint::load::<Log>(folder).map_err(|e| TrialError::Storage(Box::new(e)))?
     else {
         return Ok(None);
     };
-    let under = |prefix: &str| -> HashMap<String, Tensor> {
+    let under = |prefix: &str| -> Weights {
         tensors
             .iter()
             .filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone())))
