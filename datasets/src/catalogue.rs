@@ -1,4 +1,4 @@
-//! The data sets this project knows.
+//! The data sets and checkpoints this project knows.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{Error, Split, croissant};
 
-const FILES: [(&str, &str); 24] = [
+const FILES: [(&str, &str); 28] = [
     ("webster-kjv.json", include_str!("../catalogue/webster-kjv.json")),
     ("ptb.json", include_str!("../catalogue/ptb.json")),
     ("wikitext-103-v1.json", include_str!("../catalogue/wikitext-103-v1.json")),
@@ -33,6 +33,10 @@ const FILES: [(&str, &str); 24] = [
     ("coin-flip.json", include_str!("../catalogue/coin-flip.json")),
     ("last-letters.json", include_str!("../catalogue/last-letters.json")),
     ("bbh.json", include_str!("../catalogue/bbh.json")),
+    ("codet5-small.json", include_str!("../catalogue/codet5-small.json")),
+    ("codet5-base.json", include_str!("../catalogue/codet5-base.json")),
+    ("codet5-large.json", include_str!("../catalogue/codet5-large.json")),
+    ("t5-small.json", include_str!("../catalogue/t5-small.json")),
 ];
 
 /// All data sets, in the order in which they are shown.
@@ -72,7 +76,7 @@ pub struct FileEntry {
     pub sha256: Option<Digest>,
     /// Length of the same content, where known.
     pub bytes: Option<u64>,
-    /// The split that it holds; none if it is split by `percent`.
+    /// The split that it holds; none if it is split by `percent`, or part of a checkpoint.
     pub split: Option<Split>,
     /// How it is split by position.
     pub percent: Option<Percent>,
@@ -109,6 +113,8 @@ pub enum Format {
     },
     /// No text: images or labels, which the task that is made from them reads.
     Binary,
+    /// A part of a pre-trained model: no text, and of no split.
+    Model,
 }
 
 /// A split by position. A boundary is rounded down to a byte, then up to the next character.
@@ -123,10 +129,24 @@ pub struct Percent {
     pub test: u8,
 }
 
-/// A file of a data set repository on the hub.
+/// What a repository on the hub holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HubKind {
+    /// Data.
+    #[default]
+    Dataset,
+    /// A pre-trained model.
+    Model,
+}
+
+/// A file of a repository on the hub.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HubFile {
+    /// What the repository holds.
+    #[serde(default)]
+    pub kind: HubKind,
     /// `owner/name`.
     pub repo: String,
     /// A commit; a branch only where the content is trusted on first use.
@@ -160,6 +180,17 @@ impl Catalogue {
         })
     }
 
+    /// The checkpoint of that name.
+    ///
+    /// # Errors
+    /// There is none; the error names those that there are.
+    pub fn model(&self, name: &str) -> Result<&Entry, Error> {
+        self.entries.iter().find(|entry| entry.name == name && entry.is_model()).ok_or_else(|| {
+            let known = self.entries.iter().filter(|entry| entry.is_model());
+            Error::UnknownModel { name: name.to_owned(), known: known.map(|e| e.name.clone()).collect() }
+        })
+    }
+
     /// The name of the file whose content has this digest.
     pub(crate) fn file_with(&self, digest: &Digest) -> Option<&str> {
         self.entries
@@ -177,6 +208,11 @@ impl Entry {
     /// It is not valid, has an unknown `replica:` key, or a file that could never be verified.
     pub fn from_croissant(label: &str, json: &str) -> Result<Self, Error> {
         croissant::parse(label, json)
+    }
+
+    /// Whether it is a pre-trained model.
+    fn is_model(&self) -> bool {
+        self.files.iter().all(|file| file.format == Format::Model)
     }
 
     /// The splits that it has.

@@ -160,15 +160,17 @@ fn loadable(file: FileObject, format: &str) -> Result<FileEntry, String> {
         "gutenberg" => Format::Gutenberg,
         "parquet" => Format::Parquet { column: column()? },
         "binary" => Format::Binary,
+        "model" => Format::Model,
         "jsonl.zst" => Format::JsonLinesZstd { column: column()?, max_text_bytes: file.max_text_bytes },
         other => {
             return Err(named(&format!(
-                "`replica:format` is `{other}`; allowed are `text`, `gutenberg`, `parquet`, `jsonl.zst`, `binary`"
+                "`replica:format` is `{other}`; allowed are `text`, `gutenberg`, `parquet`, `jsonl.zst`, `binary`, `model`"
             )));
         }
     };
     match (file.split, file.percent) {
         (Some(_), None) => {}
+        (None, None) if format == Format::Model => {}
         (None, Some(p)) if p.train + p.valid + p.test == 100 => {}
         (None, Some(_)) => return Err(named("the parts of `replica:percent` must add up to 100")),
         _ => {

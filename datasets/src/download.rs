@@ -18,14 +18,14 @@ use ureq::http::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
 use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::Sources;
-use crate::catalogue::HubFile;
+use crate::catalogue::{HubFile, HubKind};
 
 /// Bytes are written and reported in pieces of at most this many.
 const CHUNK: usize = 1 << 16;
 
 /// Where a file is downloaded from.
 pub(crate) enum Remote<'a> {
-    /// A file of a data set repository on the hub.
+    /// A file of a repository on the hub.
     Hub(&'a HubFile),
     /// A file at an address.
     Url(&'a str),
@@ -77,7 +77,7 @@ impl DownloadProblem {
     pub(crate) fn advice(&self) -> &'static str {
         match self {
             Self::NotFound => "The file was moved or removed; the catalogue's address needs an update.",
-            Self::Denied(_) => "Accept the data set's terms on its page and set HF_TOKEN.",
+            Self::Denied(_) => "Accept the terms on its page, if it has some, and set HF_TOKEN.",
             Self::Status(_) | Self::TimedOut(_) | Self::CutShort { .. } | Self::Connection(_) => {
                 "Run the command again: it continues where it stopped. Behind a mirror, set HF_ENDPOINT."
             }
@@ -85,7 +85,8 @@ impl DownloadProblem {
         }
     }
 
-    fn may_pass(&self) -> bool {
+    /// Whether another attempt may bring it; if not, the server was reached and refused.
+    pub(crate) fn may_pass(&self) -> bool {
         match self {
             Self::TimedOut(_) | Self::CutShort { .. } | Self::Connection(_) => true,
             Self::Status(status) => *status >= 500 || matches!(status, 408 | 429),
@@ -285,7 +286,11 @@ pub(crate) fn hub_cached(hub: &HubFile, sources: &Sources) -> Option<PathBuf> {
 }
 
 fn repository(hub: &HubFile) -> Repo {
-    Repo::with_revision(hub.repo.clone(), RepoType::Dataset, hub.revision.clone())
+    let kind = match hub.kind {
+        HubKind::Dataset => RepoType::Dataset,
+        HubKind::Model => RepoType::Model,
+    };
+    Repo::with_revision(hub.repo.clone(), kind, hub.revision.clone())
 }
 
 fn hub_url(hub: &HubFile, sources: &Sources) -> String {

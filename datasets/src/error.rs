@@ -20,6 +20,15 @@ pub enum Error {
         known: Vec<String>,
     },
 
+    /// The catalogue has no such checkpoint.
+    #[error("unknown checkpoint `{name}`; the catalogue has: {}", .known.join(", "))]
+    UnknownModel {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+
     /// The data set lacks this split, or it was not loaded.
     #[error("`{dataset}` has no {split} split here, only: {}; {hint}", join(.available))]
     NoSplit {
@@ -96,7 +105,7 @@ pub enum Error {
     },
 
     /// A download failed.
-    #[error("cannot download `{file}` from {url}: {problem}\n{}", .problem.advice())]
+    #[error("cannot download `{file}` from {url}: {problem}\n{}{}", .problem.advice(), by_hand(.folder.as_deref()))]
     Download {
         /// The file.
         file: String,
@@ -104,6 +113,8 @@ pub enum Error {
         url: String,
         /// What happened.
         problem: DownloadProblem,
+        /// Where a person can put it in a `REPLICA_DATA` folder.
+        folder: Option<String>,
     },
 
     /// The file system refused something.
@@ -132,6 +143,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a file is in none of the places and no server that could have it was reached: another machine, or another
+    /// hour, may do.
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Self::Missing { .. } => true,
+            Self::Download { problem, .. } => problem.may_pass(),
+            _ => false,
+        }
+    }
+
     /// A data set of the catalogue lacks a file that its task needs: only a changed catalogue can cause it.
     pub(crate) fn empty(dataset: &str) -> Self {
         Self::Catalogue {
@@ -185,6 +206,12 @@ pub enum Refusal {
 
 fn join(splits: &[Split]) -> String {
     splits.iter().map(Split::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn by_hand(folder: Option<&str>) -> String {
+    folder.map_or_else(String::new, |path| {
+        format!("\nOr get the file in another way, and set REPLICA_DATA to a folder that has it as {path}.")
+    })
 }
 
 fn bullets(lines: &[String]) -> String {

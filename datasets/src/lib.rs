@@ -28,6 +28,7 @@ mod embedded;
 mod error;
 mod group;
 mod locate;
+mod models;
 mod packing;
 mod parse;
 mod sources;
@@ -39,10 +40,13 @@ mod tokenized;
 mod tokenizer;
 mod unit;
 
-pub use catalogue::{Catalogue, Entry, FileEntry, Format, HubFile, Percent, catalogue, expected_digests};
+pub use catalogue::{
+    Catalogue, Entry, FileEntry, Format, HubFile, HubKind, Percent, catalogue, expected_digests,
+};
 pub use download::DownloadProblem;
 pub use error::{Error, Refusal};
 pub use group::group_texts;
+pub use models::{ModelFile, model_files};
 pub use sources::{Hub, Sources};
 pub use split::Split;
 pub use status::{

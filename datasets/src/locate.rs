@@ -337,7 +337,10 @@ fn fetch(
     download::download(remote, sources, &partial, length, &mut |bytes, total| {
         progress(Progress { dataset: entry.name.clone(), file: file.name.clone(), bytes, total });
     })
-    .map_err(|problem| Error::Download { file: file.name.clone(), url: url.clone(), problem })?;
+    .map_err(|problem| {
+        let (file, url, folder) = (file.name.clone(), url.clone(), file.folder.clone());
+        Error::Download { file, url, problem, folder }
+    })?;
 
     let source = match remote {
         Remote::Hub(_) => "hub",

@@ -37,6 +37,7 @@ pub(crate) fn text(entry: &Entry, file: &FileEntry, content: Content) -> Result<
         Format::Binary => {
             ("text", Err("the catalogue says that it is binary; load the task that reads it".to_owned()))
         }
+        Format::Model => ("text", Err("the catalogue says that it is part of a checkpoint".to_owned())),
     };
     parsed.map_err(|problem| Error::Parse {
         dataset: entry.name.clone(),

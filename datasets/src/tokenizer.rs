@@ -3,7 +3,7 @@
 //! Byte-level BPE is trained by the `tokenizers` crate and kept as its JSON; encoding runs the merges of
 //! that JSON directly, in parallel over chunks of the text, and gives the same ids as the crate does.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -123,11 +123,74 @@ impl Tokenizer {
     }
 
     fn from_file(path: &Path) -> Result<Self, Error> {
-        let fail = |problem: String| Error::Tokenizer(format!("cannot read {}: {problem}", path.display()));
-        let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
-        let json: Value = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
-        let tokenizer: tokenizers::Tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|e| fail(format!("it is no tokenizer.json: {e}")))?;
+        let fail = unreadable(path);
+        let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+        let json: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
+        Self::from_json(&text, &json).map_err(|e| fail(format!("it is no tokenizer.json: {e}")))
+    }
+
+    /// Byte-level BPE in the form of RoBERTa's checkpoints, which is CodeT5's: ids by token in `vocab.json`, a merge a line in
+    /// `merges.txt`. No blank is put before a text, and the tokens that RoBERTa and T5 have as special ones are special, if the
+    /// vocabulary has them.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is not of that form.
+    pub fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
+        let (fail_vocabulary, fail_merges) = (unreadable(vocabulary), unreadable(merges));
+        let text = std::fs::read_to_string(vocabulary).map_err(|e| fail_vocabulary(e.to_string()))?;
+        let ids: BTreeMap<String, u32> = serde_json::from_str(&text)
+            .map_err(|e| fail_vocabulary(format!("an object of ids by token is expected: {e}")))?;
+        let text = std::fs::read_to_string(merges).map_err(|e| fail_merges(e.to_string()))?;
+        let mut pairs = Vec::new();
+        for (i, line) in text.lines().enumerate() {
+            // the first line may be `#version: 0.2`
+            if line.is_empty() || (i == 0 && line.starts_with("#version")) {
+                continue;
+            }
+            let (left, right) =
+                line.split_once(' ').filter(|(_, right)| !right.contains(' ')).ok_or_else(|| {
+                    fail_merges(format!("line {}: two tokens with a blank between are expected", i + 1))
+                })?;
+            // the library panics at what it does not know
+            let merged = format!("{left}{right}");
+            if let Some(unknown) = [left, right, &merged].into_iter().find(|token| !ids.contains_key(*token))
+            {
+                return Err(fail_merges(format!(
+                    "line {}: `{unknown}` is not in {}",
+                    i + 1,
+                    vocabulary.display()
+                )));
+            }
+            pairs.push([left, right]);
+        }
+        let special = |token: &str| {
+            matches!(token, "<s>" | "</s>" | "<pad>" | "<unk>" | "<mask>") || token.starts_with("<extra_id_")
+        };
+        let added: Vec<Value> = ids
+            .iter()
+            .filter(|(token, _)| special(token))
+            .map(|(token, id)| {
+                json!({"id": id, "content": token, "single_word": false, "lstrip": token == "<mask>",
+                    "rstrip": false, "normalized": false, "special": true})
+            })
+            .collect();
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+            "added_tokens": added, "pre_tokenizer": byte_level, "decoder": byte_level,
+            "model": {
+                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                "vocab": ids, "merges": pairs,
+            },
+        });
+        Self::from_json(&json.to_string(), &json).map_err(|e| fail_vocabulary(e.to_string()))
+    }
+
+    /// A `tokenizer.json` of the `tokenizers` library, as text and parsed.
+    fn from_json(text: &str, json: &Value) -> Result<Self, tokenizers::Error> {
+        let tokenizer = tokenizers::Tokenizer::from_bytes(text)?;
         // Ids may have gaps, and models need a row for each.
         let largest = tokenizer.get_vocab(true).into_values().max();
         let special = tokenizer
@@ -136,7 +199,7 @@ impl Tokenizer {
             .filter(|(token, _)| tokenizer.get_added_vocabulary().is_special_token(token));
         let special = special.collect();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
-        Ok(Self::new(Kind::File(Box::new(tokenizer)), vocab_size, special, &json))
+        Ok(Self::new(Kind::File(Box::new(tokenizer)), vocab_size, special, json))
     }
 
     /// The ids of a text. Text that looks like a special token is text: only a tokenizer from a file
@@ -191,6 +254,10 @@ impl Tokenizer {
     pub fn json(&self) -> &str {
         &self.json
     }
+}
+
+fn unreadable(path: &Path) -> impl Fn(String) -> Error + '_ {
+    move |problem| Error::Tokenizer(format!("cannot read {}: {problem}", path.display()))
 }
 
 /// The start of a text, at most that many bytes, cut where a word ends.
@@ -485,6 +552,15 @@ mod tests {
         }
 
         #[test]
+        fn vocabulary_and_merges_are_the_tokenizer_json(text in tricky()) {
+            static BOTH: OnceLock<(Tokenizer, Tokenizer)> = OnceLock::new();
+            let (one, two) = BOTH.get_or_init(in_two_files);
+            let ids = two.encode(&text);
+            prop_assert_eq!(&ids, &one.encode(&text));
+            prop_assert_eq!(two.decode(&ids), one.decode(&ids));
+        }
+
+        #[test]
         fn chunks_never_change_the_words(text in tricky(), size in 0usize..20) {
             let pieces = chunks(&text, size);
             prop_assert_eq!(pieces.concat(), text.as_str());
@@ -578,6 +654,65 @@ mod tests {
         assert_eq!((read.vocab_size(), read.digest()), (own.vocab_size(), own.digest()));
         std::fs::write(file.path(), "{}").unwrap();
         assert!(Tokenizer::prepare(&spec, "").unwrap_err().to_string().contains("no tokenizer.json"));
+    }
+
+    /// A trained tokenizer as RoBERTa's checkpoints have theirs: beside itself, its two files.
+    fn in_two_files() -> (Tokenizer, Tokenizer) {
+        let special_tokens =
+            ["<pad>", "<s>", "</s>", "<unk>", "<mask>", "<extra_id_0>"].map(String::from).into();
+        let spec = TokenizerSpec::Bpe { vocab_size: 340, train_bytes: 1 << 20, special_tokens };
+        let own = Tokenizer::prepare(&spec, &TEXT.repeat(20)).unwrap();
+        let json: Value = serde_json::from_str(own.json()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("tokenizer.json"), own.json()).unwrap();
+        std::fs::write(path("vocab.json"), json["model"]["vocab"].to_string()).unwrap();
+        let merges = json["model"]["merges"].as_array().unwrap().iter();
+        let lines: String =
+            merges.map(|m| format!("{} {}\n", m[0].as_str().unwrap(), m[1].as_str().unwrap())).collect();
+        std::fs::write(path("merges.txt"), format!("#version: 0.2\n{lines}")).unwrap();
+        let spec = TokenizerSpec::File { path: path("tokenizer.json") };
+        let two = Tokenizer::from_vocabulary(&path("vocab.json"), &path("merges.txt")).unwrap();
+        (Tokenizer::prepare(&spec, "").unwrap(), two)
+    }
+
+    #[test]
+    fn vocabulary_and_merges_keep_ids_and_special_tokens() {
+        let (one, two) = in_two_files();
+        assert_eq!(two.vocab_size(), one.vocab_size());
+        for token in ["<pad>", "<s>", "</s>", "<unk>", "<mask>", "<extra_id_0>"] {
+            assert_eq!(
+                (two.token_id(token), two.token_id(token).is_some()),
+                (one.token_id(token), true),
+                "{token}"
+            );
+        }
+        assert_eq!(["<pad>", "<s>", "</s>"].map(|token| two.token_id(token).unwrap()), [0, 1, 2]);
+        let program = "def solution():\n    \n    a = 3\n    return a";
+        let ids = two.encode(program);
+        assert_eq!(ids, one.encode(program));
+        let around: Vec<u32> = [&[1][..], &ids, &[2, 0, 0]].concat();
+        assert_eq!(two.decode(&around), program);
+    }
+
+    #[test]
+    fn files_of_another_form_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (vocab, merges) = (folder.path().join("vocab.json"), folder.path().join("merges.txt"));
+        let message = || Tokenizer::from_vocabulary(&vocab, &merges).unwrap_err().to_string();
+        assert!(message().contains("vocab.json"));
+        std::fs::write(&vocab, "[]").unwrap();
+        assert!(message().contains("ids by token"));
+        std::fs::write(&vocab, r#"{"a": 0, "b": 1}"#).unwrap();
+        assert!(message().contains("merges.txt"));
+        std::fs::write(&merges, "#version: 0.2\na b c\n").unwrap();
+        assert!(message().contains("merges.txt: line 2: two tokens"), "{}", message());
+        std::fs::write(&merges, "a b\n").unwrap();
+        assert!(
+            message().contains("line 1: `ab` is not in") && message().contains("vocab.json"),
+            "{}",
+            message()
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use replica_datasets::{Entry, Error, Split, catalogue, expected_digests};
+use replica_datasets::{Entry, Error, HubKind, Split, catalogue, expected_digests};
 use serde_json::{Value, json};
 
 fn files() -> Vec<(String, Value)> {
@@ -56,7 +56,9 @@ fn files_are_croissant() {
                 assert!(object[key].is_string(), "{name}: {key}");
             }
             // Croissant allows to leave the checksum out only where the data is live.
-            assert!(object["sha256"].is_string() != live, "{name}: {}", object["@id"]);
+            let known = object["sha256"].is_string();
+            assert!(known || live, "{name}: {}", object["@id"]);
+            assert!(known != (object["replica:trustOnFirstUse"] == true), "{name}: {}", object["@id"]);
             if let Some(container) = object["containedIn"]["@id"].as_str() {
                 assert!(ids.contains(container));
             }
@@ -75,6 +77,28 @@ fn digests_are_known_without_loading() {
     assert_eq!(expected_digests("ptb").unwrap().len(), 3);
     assert_eq!(expected_digests("webster-kjv").unwrap().keys().next().unwrap(), "webster-kjv.test.txt");
     assert!(matches!(expected_digests("pile-uncopyrighted"), Err(Error::NoPublishedDigest { .. })));
+}
+
+#[test]
+fn checkpoints_have_what_a_model_is_made_from() {
+    for name in ["codet5-small", "codet5-base", "codet5-large", "t5-small"] {
+        let entry = catalogue().model(name).unwrap();
+        assert!(entry.splits().is_empty());
+        let hub: Vec<_> = entry.files.iter().map(|file| file.hub.as_ref().unwrap()).collect();
+        assert!(hub.iter().all(|hub| hub.kind == HubKind::Model && hub.revision.len() == 40), "{name}");
+        let has = |path: &str| hub.iter().any(|hub| hub.path == path);
+        assert!(
+            has("config.json") && (has("tokenizer.json") || has("vocab.json") && has("merges.txt")),
+            "{name}"
+        );
+        assert!(has("model.safetensors") || has("pytorch_model.bin"), "{name}");
+        for file in &entry.files {
+            let hub = file.hub.as_ref().unwrap();
+            assert_eq!(file.folder.as_deref(), Some(format!("models/{name}/{}", hub.path).as_str()));
+        }
+    }
+    let message = catalogue().model("gsm8k").unwrap_err().to_string();
+    assert!(message.contains("`gsm8k`") && message.contains("codet5-small, codet5-base"), "{message}");
 }
 
 #[test]

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use replica_core::Digest;
 use replica_datasets::{
-    DataFile, DownloadProblem, Entry, Error, Refusal, Sources, Split, TextDataset, fetch_entry, status_entry,
+    DataFile, DownloadProblem, Entry, Error, ModelFile, Refusal, Sources, Split, TextDataset, catalogue,
+    fetch_entry, model_files, status_entry,
 };
 use server::{Answer, Request, Server, cut, file, hub_headers};
 use tempfile::TempDir;
@@ -390,6 +391,75 @@ fn without_a_published_digest_the_first_download_is_held_to() {
     fs::remove_dir_all(place.sources.cache.join("files")).unwrap();
     let error = place.fetch(&entry).unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error}");
+}
+
+const T5: &str = "google-t5/t5-small/resolve/df1b051c49625cf57a3d0d8d3863ed4d13564fe4";
+
+#[test]
+fn checkpoints_come_from_repositories_of_models() {
+    let server = Server::start(|request| file(request, request.path.as_bytes()));
+    let place = place(&server);
+    let entry = catalogue().model("t5-small").unwrap();
+    for source in ["hub", "cache"] {
+        let files = model_files(entry, &place.sources).unwrap();
+        let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(names, ["config.json", "tokenizer.json", "model.safetensors"]);
+        for ModelFile { name, path, file } in &files {
+            assert_eq!((file.source.as_str(), file.verified), (source, false));
+            assert_eq!(fs::read_to_string(path).unwrap(), format!("/{T5}/{name}"));
+        }
+    }
+    assert_eq!(server.gets().len(), 3);
+
+    let shared = "models--google-t5--t5-small/snapshots/df1b051c49625cf57a3d0d8d3863ed4d13564fe4";
+    let folder = place.folder.path().join("other");
+    let sources = sources(&folder, "http://127.0.0.1:1");
+    fs::create_dir_all(folder.join("hub").join(shared)).unwrap();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        fs::write(folder.join("hub").join(shared).join(name), "{}").unwrap();
+    }
+    let files = model_files(entry, &sources).unwrap();
+    assert!(files.iter().all(|file| file.file.source == "hub cache"));
+}
+
+#[test]
+fn an_unreachable_hub_is_named_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    // nothing listens there
+    let mut sources = sources(&folder.path().join("cache"), "http://127.0.0.1:1");
+    let entry = catalogue().model("t5-small").unwrap();
+    let error = model_files(entry, &sources).unwrap_err();
+    let message = error.to_string();
+    for part in [
+        "t5-small.config.json",
+        "http://127.0.0.1:1",
+        T5,
+        "HF_ENDPOINT",
+        "REPLICA_DATA",
+        "models/t5-small/config.json",
+    ] {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    assert!(error.is_unavailable());
+    sources.offline = true;
+    let offline = model_files(entry, &sources).unwrap_err();
+    assert!(
+        offline.is_unavailable() && offline.to_string().contains("models/t5-small/config.json"),
+        "{offline}"
+    );
+
+    // a server that refuses was reached
+    let server = Server::start(|_| Answer::Reply(404, vec![], vec![]));
+    assert!(!model_files(entry, &place(&server).sources).unwrap_err().is_unavailable());
+
+    let data = folder.path().join("data");
+    fs::create_dir_all(data.join("models/t5-small")).unwrap();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        fs::write(data.join("models/t5-small").join(name), "{}").unwrap();
+    }
+    sources.folder = Some(data);
+    let files = model_files(entry, &sources).unwrap();
+    assert!(files.iter().all(|file| file.file.source == "REPLICA_DATA"));
 }
 
 #[test]
