@@ -259,6 +259,7 @@ impl Study {
         }
         let mut data = BTreeMap::new();
         for course in &courses {
+            data.extend(course.student.digests());
             data.extend(course.lesson.source.digests());
             course.exams.iter().for_each(|exam| data.extend(exam.source.digests()));
         }
@@ -312,6 +313,12 @@ fn metrics(courses: &[Course]) -> Vec<Metric> {
     if programs {
         metrics.push(Metric::new("accepted_share", "teacher's programs accepted", "%", None, 1));
     }
+    if any(&|c| c.recipe.patience.is_some()) {
+        metrics.extend([
+            Metric::new("steps", "steps taken", "", None, 0),
+            Metric::new("best_step", "step whose weights are left", "", None, 0),
+        ]);
+    }
     metrics.push(Metric::new("parameters", "parameters", "", None, 0));
     metrics
 }
@@ -323,14 +330,13 @@ fn typed<T: DeserializeOwned>(key: &str, base: &Table, changes: &Table) -> Resul
 
 /// `changes` over `base`, table by table. A table with another `kind` takes the place of the old one.
 fn merged(base: &Table, changes: &Table) -> Table {
+    if changes.get("kind").is_some_and(|kind| base.get("kind") != Some(kind)) {
+        return changes.clone();
+    }
     let mut all = base.clone();
     for (key, change) in changes {
         let value = match (all.get(key), change) {
-            (Some(toml::Value::Table(old)), toml::Value::Table(new))
-                if new.get("kind").is_none_or(|kind| old.get("kind") == Some(kind)) =>
-            {
-                toml::Value::Table(merged(old, new))
-            }
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => toml::Value::Table(merged(old, new)),
             _ => change.clone(),
         };
         all.insert(key.clone(), value);

@@ -1,6 +1,6 @@
 //! What a trial does: run a teacher's programs, or teach a student and examine it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use replica_core::{Digest, Measurements, Seed, TrialContext, TrialError, TrialSpec};
@@ -8,13 +8,14 @@ use replica_datasets::Sources;
 use replica_nn::accelerator;
 use serde_json::json;
 
+use crate::checkpoint::CheckpointError;
 use crate::config::{Candidates, Course, TrialConfig};
 use crate::exam::examine;
 use crate::exec::{Limits, Pool, WorkerCommand, with_call};
 use crate::judge::judge;
 use crate::lesson::{Lesson, Problems, Target};
 use crate::source::{Library, Purpose};
-use crate::student::{Student, Trained, teach};
+use crate::student::{Beginner, Pretrained, Start, Student, Trained, teach};
 use crate::synthesis::filter;
 
 /// Problems of every exam that the report shows.
@@ -29,6 +30,8 @@ pub struct School {
     worker: WorkerCommand,
     pool: OnceLock<Pool>,
     students: Mutex<Students>,
+    /// Checkpoints that could not be had, and why: no other trial waits for the hub again.
+    unreachable: Mutex<HashMap<String, String>>,
 }
 
 /// Students by what determines them, the oldest first.
@@ -44,7 +47,13 @@ struct Taught {
 impl School {
     /// With data from `sources` and programs in workers started like this.
     pub fn new(sources: Arc<Sources>, worker: WorkerCommand) -> Self {
-        Self { library: Library::new(sources), worker, pool: OnceLock::new(), students: Mutex::default() }
+        Self {
+            library: Library::new(sources),
+            worker,
+            pool: OnceLock::new(),
+            students: Mutex::default(),
+            unreachable: Mutex::default(),
+        }
     }
 
     /// Runs one trial.
@@ -110,6 +119,9 @@ impl School {
         ]);
         metrics.extend(train_loss.map(|loss| ("train_loss".to_owned(), loss)));
         metrics.extend(accepted_share.map(|share| ("accepted_share".to_owned(), share)));
+        if let Some(best) = trained.log.best {
+            metrics.extend(named([("steps", trained.log.steps as f64), ("best_step", best.step as f64)]));
+        }
         let mut measured = Measurements {
             curves: trained.log.curves.clone(),
             trace: trained.log.trace.clone(),
@@ -156,8 +168,9 @@ impl School {
             return Ok(taught.clone());
         }
         let device = accelerator::open(context.device).map_err(|e| TrialError::Device(e.to_string()))?;
+        let beginner = self.open(student)?;
         let lessons = lesson.prepare(seed, &self.library, self.pool()?)?;
-        let trained = teach(student, recipe, &lessons, seed, context, &device)?;
+        let trained = teach(student, beginner, recipe, &lessons, seed, context, &device)?;
         let funnel = lessons.funnel;
         let of_programs = lesson.target == Target::Program;
         let accepted_share = of_programs.then(|| 100.0 * funnel.accepted as f64 / funnel.offered as f64);
@@ -166,6 +179,29 @@ impl School {
         drop(taught);
         self.forget();
         Ok(made)
+    }
+
+    /// What a student is made from; a checkpoint that may be missing and that nobody can give is a reason to leave trials out.
+    fn open(&self, start: &Start) -> Result<Beginner, TrialError> {
+        let Start::Checkpoint(Pretrained { model: Some(model), optional, .. }) = start else {
+            return start.open(self.library.sources()).map_err(|e| TrialError::Data(Box::new(e)));
+        };
+        let refused = |why: String| match optional {
+            true => TrialError::Unavailable(why.into()),
+            false => TrialError::Data(why.into()),
+        };
+        // locked while it is brought here: others that want it wait for it, or for the reason that they cannot have it
+        let mut unreachable = self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = unreachable.get(model) {
+            return Err(refused(why.clone()));
+        }
+        start.open(self.library.sources()).map_err(|e| match e {
+            CheckpointError::Data(e) if e.is_unavailable() => {
+                unreachable.insert(model.clone(), e.to_string());
+                refused(e.to_string())
+            }
+            other => TrialError::Data(Box::new(other)),
+        })
     }
 
     /// Lets the oldest students go until those that are left are small enough.

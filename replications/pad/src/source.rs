@@ -208,6 +208,11 @@ impl Library {
         Self { sources, published: Mutex::default() }
     }
 
+    /// Where files are looked for.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
     fn load(&self, set: &'static str) -> Result<Arc<TextDataset>, TrialError> {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(data) = published.get(set) {

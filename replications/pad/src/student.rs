@@ -1,12 +1,13 @@
 //! A student: a T5 that reads questions and writes programs, chains of thought or answers.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use replica_core::record::DataUse;
-use replica_core::{Seed, TrialContext, TrialError};
+use replica_core::{Digest, Seed, TrialContext, TrialError};
+use replica_datasets::{Sources, catalogue};
 use replica_nn::ops::Dropout;
 use replica_nn::t5::{FeedForwardForm, T5, T5Config};
 use replica_nn::{Parameters, Staging, Tape, Value};
@@ -15,7 +16,7 @@ use replica_train::generate::{beam_search, greedy, guided_beam_search};
 use replica_train::{Examples, Log, Recipe, train};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::lesson::{Batch, Encoded, Lengths, Pair, Prepared, padded};
 use crate::tokens::Tokens;
 use crate::verify::{Scorer, StepVerifier, Verification, sentences};
@@ -38,8 +39,15 @@ pub enum Start {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pretrained {
-    /// Folder of the checkpoint, as the hub has it.
-    pub path: PathBuf,
+    /// Name of the checkpoint in the catalogue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Folder of the checkpoint, as the hub has it, instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Where it is in none of the places, because the hub cannot be reached, trials are left out with a note.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
     /// Most tokens of a source.
     pub source_tokens: usize,
     /// Without lessons: what the checkpoint can do by itself.
@@ -52,9 +60,40 @@ impl Start {
     pub fn problem(&self) -> Option<String> {
         match self {
             Self::Scratch(shape) => shape.problem(),
-            Self::Checkpoint(Pretrained { source_tokens, .. }) => (*source_tokens < 2)
-                .then(|| format!("source_tokens = {source_tokens}: at least 2 is expected")),
+            Self::Checkpoint(Pretrained { source_tokens: tokens @ (0 | 1), .. }) => {
+                Some(format!("source_tokens = {tokens}: at least 2 is expected"))
+            }
+            Self::Checkpoint(Pretrained { model: Some(model), path: None, .. }) => {
+                catalogue().model(model).err().map(|e| format!("model: {e}"))
+            }
+            Self::Checkpoint(Pretrained { model: None, path: Some(_), .. }) => None,
+            Self::Checkpoint(_) => Some(
+                "student: one of model (a checkpoint of the catalogue) and path (a folder) is expected"
+                    .to_owned(),
+            ),
         }
+    }
+
+    /// Ready to be taught.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be had or read.
+    pub fn open(&self, sources: &Sources) -> Result<Beginner, CheckpointError> {
+        let checkpoint = match self {
+            Self::Scratch(shape) => return Ok(Beginner::New(*shape)),
+            Self::Checkpoint(Pretrained { model: Some(model), .. }) => Checkpoint::fetch(model, sources)?,
+            Self::Checkpoint(Pretrained { path, .. }) => {
+                Checkpoint::read(path.as_deref().unwrap_or(Path::new("")))?
+            }
+        };
+        Ok(Beginner::Pretrained(Box::new(checkpoint)))
+    }
+
+    /// Files of the checkpoint by name, with the digest they must have, as far as that is known.
+    pub fn digests(&self) -> BTreeMap<String, Digest> {
+        let Self::Checkpoint(Pretrained { model: Some(model), .. }) = self else { return BTreeMap::new() };
+        let files = catalogue().model(model).map_or(&[][..], |entry| &entry.files);
+        files.iter().filter_map(|file| Some((file.name.clone(), file.sha256.clone()?))).collect()
     }
 
     fn source_tokens(&self) -> usize {
@@ -119,6 +158,14 @@ impl Shape {
     }
 }
 
+/// What a student is made from.
+pub enum Beginner {
+    /// New weights of a shape.
+    New(Shape),
+    /// Weights and tokens of a checkpoint.
+    Pretrained(Box<Checkpoint>),
+}
+
 /// A trained student.
 pub struct Student {
     tokens: Arc<Tokens>,
@@ -141,8 +188,8 @@ pub struct Trained {
     pub valid: (f64, f64),
     /// Mean tokens of a target, and how many were cut.
     pub targets: (f64, usize),
-    /// The checkpoint's file, if it started from one.
-    pub checkpoint: Option<DataUse>,
+    /// The checkpoint's files, if it started from one.
+    pub checkpoint: Vec<DataUse>,
 }
 
 impl Trained {
@@ -152,12 +199,13 @@ impl Trained {
     }
 }
 
-/// Trains a student on prepared lessons.
+/// Trains a student, made from what its start opened, on prepared lessons.
 ///
 /// # Errors
-/// A checkpoint that cannot be read; see [`train`].
+/// A checkpoint of another form than its configuration says; see [`train`].
 pub fn teach(
     start: &Start,
+    beginner: Beginner,
     recipe: &Recipe,
     lessons: &Prepared,
     seed: Seed,
@@ -166,20 +214,19 @@ pub fn teach(
 ) -> Result<Trained, TrialError> {
     let dtype = recipe.dtype.on(device).map_err(TrialError::Device)?;
     let lengths = Lengths { source: start.source_tokens(), target: recipe.seq_len };
-    let (student, checkpoint) = match start {
-        Start::Scratch(shape) => {
+    let (student, checkpoint) = match beginner {
+        Beginner::New(shape) => {
             let vocabulary = lessons.vocabulary(shape.fewest);
             let config = shape.config(vocabulary.size());
             let parameters = Parameters::new(seed, dtype, device);
             let tokens = Arc::new(Tokens::Words(vocabulary));
-            (Student::build(&config, tokens, parameters, lengths).map_err(TrialError::failed)?, None)
+            (Student::build(&config, tokens, parameters, lengths).map_err(TrialError::failed)?, Vec::new())
         }
-        Start::Checkpoint(Pretrained { path, .. }) => {
-            let Checkpoint { config, weights, tokens, used } =
-                Checkpoint::read(path).map_err(|e| TrialError::Data(Box::new(e)))?;
+        Beginner::Pretrained(checkpoint) => {
+            let Checkpoint { config, weights, tokens, used } = *checkpoint;
             let parameters = Parameters::from_tensors(weights, dtype, device).map_err(TrialError::failed)?;
             let student = Student::build(&config, Arc::new(tokens), parameters, lengths);
-            (student.map_err(TrialError::failed)?, Some(used))
+            (student.map_err(TrialError::failed)?, used)
         }
     };
     let (pairs, valid) = (student.encoded(&lessons.pairs), student.encoded(&lessons.valid));

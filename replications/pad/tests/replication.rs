@@ -81,6 +81,44 @@ fn killed_and_resumed_runs_have_the_same_bits() {
     conformance::assert_survives_a_kill(pad, &spec(&plan(), "arithmetic", "program", 1), (27, 21), test);
 }
 
+/// A trial that stops early, with a validation every third step. Its learning rate makes validation worse soon.
+fn stopped_early() -> TrialSpec {
+    let mut spec = spec(&plan(), "arithmetic", "program", 1);
+    spec.config["patience"] = 2.into();
+    spec.config["eval_every"] = 3.into();
+    spec.config["learning_rate"] = 0.3.into();
+    spec
+}
+
+#[test]
+fn early_stopping_ends_before_the_last_step_and_leaves_the_best() {
+    let spec = stopped_early();
+    let measured = conformance::run_silently(&pad(), &spec, 1);
+    let steps = measured.metrics["steps"];
+    assert!(
+        steps > 22.0 && steps < 40.0,
+        "{steps}: the tests below interrupt it before its end and after a checkpoint"
+    );
+    assert_eq!(measured.metrics["best_step"], steps - 6.0);
+    let valid = &measured.curves["valid_loss"].y;
+    assert_eq!(measured.metrics["valid_loss"], valid[valid.len() - 3]);
+}
+
+#[test]
+fn interrupted_early_stopping_has_the_same_bits() {
+    conformance::assert_resumes(pad, &stopped_early(), 22);
+}
+
+#[test]
+fn killed_early_stopping_has_the_same_bits() {
+    conformance::assert_survives_a_kill(
+        pad,
+        &stopped_early(),
+        (22, 21),
+        "killed_early_stopping_has_the_same_bits",
+    );
+}
+
 #[test]
 fn divergence_is_stopped_and_named() {
     conformance::assert_divergence_is_named(&pad(), spec(&plan(), "arithmetic", "program", 1), 0..40);

@@ -17,7 +17,7 @@ use replica_pad::exam::{Decoding, Exam, LineScorer, LineScores, Retry, examine};
 use replica_pad::exec::{Limits, Pool, WorkerCommand, trace};
 use replica_pad::lesson::{Filter, Lesson, Problems, Repair, Target};
 use replica_pad::source::{Library, Purpose, Source};
-use replica_pad::student::{Shape, Start, Student, teach};
+use replica_pad::student::{Beginner, Shape, Start, Student, teach};
 use replica_train::Recipe;
 
 fn pool() -> Pool {
@@ -122,7 +122,9 @@ fn student(lesson: &Lesson) -> Student {
     let cancel = AtomicBool::new(false);
     let device = replica_core::trial::Device::Cpu;
     let context = TrialContext { device, progress: &Silent, cancel: &cancel, checkpoints: None };
-    let trained = teach(&Start::Scratch(shape), &recipe, &lessons, Seed(4), &context, &Device::Cpu).unwrap();
+    let start = Start::Scratch(shape);
+    let trained =
+        teach(&start, Beginner::New(shape), &recipe, &lessons, Seed(4), &context, &Device::Cpu).unwrap();
     Student::restored(&recipe, &trained, &Device::Cpu).unwrap()
 }
 
@@ -202,7 +204,10 @@ fn checkpoints_are_read_as_the_hub_has_them() {
     // as published: copies of the embedding under other names
     weights.insert("encoder.embed_tokens.weight".to_owned(), weights["shared.weight"].clone());
     candle_core::safetensors::save(&weights, folder.path().join("model.safetensors")).unwrap();
-    assert!(error(folder.path()).contains("tokenizer.json"));
+    assert!(error(folder.path()).contains("there is neither it nor vocab.json"));
+    let large = TOKENIZER.replace("\"ab\": 7", "\"ab\": 8");
+    std::fs::write(folder.path().join("tokenizer.json"), large).unwrap();
+    assert!(error(folder.path()).contains("it has 9 ids, but config.json says vocab_size = 8"));
     std::fs::write(folder.path().join("tokenizer.json"), TOKENIZER).unwrap();
     let read = Checkpoint::read(folder.path()).unwrap();
     assert_eq!(read.config, config);
