@@ -7,6 +7,7 @@ use replica_core::claim::Direction;
 use replica_core::plan::Metric;
 use replica_core::replication::{ConfigFile, PlanError};
 use replica_core::{Experiment, Plan, Scale, Variant};
+use replica_datasets::Sources;
 use replica_train::{Recipe, Search};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,9 @@ struct Study {
     /// Run only when named.
     #[serde(default)]
     on_request: bool,
+    /// Run with the scale where its data is at hand, elsewhere only when named.
+    #[serde(default)]
+    with_data: bool,
     seeds: Vec<u64>,
     tuning: Option<Search>,
     /// A [`Start`].
@@ -142,7 +146,7 @@ pub struct Course {
 ///
 /// # Errors
 /// An unknown key, or a value that makes no sense: the message names file, study, variant and key.
-pub fn plan(scale: Scale, given: Option<&ConfigFile>) -> Result<Plan, PlanError> {
+pub fn plan(scale: Scale, given: Option<&ConfigFile>, sources: &Sources) -> Result<Plan, PlanError> {
     let builtin = [
         include_str!("../configs/smoke.toml"),
         include_str!("../configs/small.toml"),
@@ -169,7 +173,7 @@ pub fn plan(scale: Scale, given: Option<&ConfigFile>) -> Result<Plan, PlanError>
             None => None,
         };
         let study = study.clone().completed(base);
-        experiments.push(study.experiment().map_err(place)?);
+        experiments.push(study.experiment(sources).map_err(place)?);
         studies.push(study);
     }
     Ok(Plan { scale, config_file: file.path.clone(), experiments })
@@ -245,7 +249,7 @@ impl Study {
         problems.into_iter().flatten().next().map_or(Ok(course), Err)
     }
 
-    fn experiment(&self) -> Result<Experiment, String> {
+    fn experiment(&self, sources: &Sources) -> Result<Experiment, String> {
         if self.variants.is_empty() || self.seeds.is_empty() || self.exams.is_empty() {
             return Err("at least one variant, one seed and one exam are expected".to_owned());
         }
@@ -257,12 +261,15 @@ impl Study {
             variants.push(Variant::new(&v.id, &v.label, &v.description, &config)?);
             courses.push(course);
         }
-        let mut data = BTreeMap::new();
-        for course in &courses {
-            data.extend(course.student.digests());
-            data.extend(course.lesson.source.digests());
-            course.exams.iter().for_each(|exam| data.extend(exam.source.digests()));
+        let needed = courses.iter().flat_map(|course| {
+            std::iter::once(&course.lesson.source).chain(course.exams.iter().map(|exam| &exam.source))
+        });
+        let (mut data, mut all_here) = (BTreeMap::new(), true);
+        for source in needed {
+            data.extend(source.digests());
+            all_here &= source.is_here(sources);
         }
+        courses.iter().for_each(|course| data.extend(course.student.digests()));
         let recipe = courses.first().map(|course| &course.recipe);
         let tuning = self.tuning.as_ref().zip(recipe).map(|(search, recipe)| search.tuning(recipe));
         Ok(Experiment {
@@ -275,7 +282,7 @@ impl Study {
             tuning: tuning.transpose()?,
             data,
             exclusive: false,
-            on_request: self.on_request,
+            on_request: self.on_request || (self.with_data && !all_here),
         })
     }
 }

@@ -55,6 +55,7 @@ use crate::experiments::School;
 /// The replication.
 pub struct Pad {
     paper: Paper,
+    sources: Arc<Sources>,
     school: School,
 }
 
@@ -66,7 +67,7 @@ impl Pad {
     pub fn new(sources: Arc<Sources>, worker: WorkerCommand) -> Self {
         let paper = Paper::parse(include_str!("../paper.toml"), "replications/pad/paper.toml")
             .expect("the embedded paper.toml is well-formed");
-        Self { paper, school: School::new(sources, worker) }
+        Self { paper, school: School::new(sources.clone(), worker), sources }
     }
 }
 
@@ -80,7 +81,7 @@ impl Replication for Pad {
     }
 
     fn plan(&self, scale: Scale, config: Option<&ConfigFile>) -> Result<Plan, PlanError> {
-        config::plan(scale, config)
+        config::plan(scale, config, &self.sources)
     }
 
     fn run(&self, spec: &TrialSpec, context: &TrialContext) -> Result<Measurements, TrialError> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use replica_core::record::DataUse;
 use replica_core::{Digest, Seed, TrialError};
-use replica_datasets::{Sources, Split, TextDataset, catalogue, expected_digests};
+use replica_datasets::{Error, Sources, Split, TextDataset, catalogue, expected_digests, path};
 use serde::{Deserialize, Serialize};
 
 use crate::lesson::Problems;
@@ -188,6 +188,12 @@ impl Source {
             Source::Published { set } => vec![set.name()],
             Source::Templates { .. } | Source::CoinFlips { .. } | Source::LastLetters { .. } => Vec::new(),
         }
+    }
+
+    /// Whether its data can be had without the network. A damaged file counts: whoever reads it is told.
+    pub fn is_here(&self, sources: &Sources) -> bool {
+        let missing = |set: &&str| matches!(path(set, sources), Err(Error::Missing { .. }));
+        !self.sets().iter().any(missing)
     }
 
     /// Data by name, with the digest it must have.

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use replica_core::replication::ConfigFile;
 use replica_core::trial::{Device, Silent};
 use replica_core::{Plan, Replication, Scale, TrialContext, TrialSpec, conformance};
-use replica_datasets::Sources;
+use replica_datasets::{Sources, catalogue};
 use replica_pad::Pad;
 use replica_pad::exec::WorkerCommand;
 
@@ -43,6 +43,34 @@ fn smoke_agrees_with_its_golden() {
             assert!(!record.measurements.transcripts.is_empty(), "{}", variant.id);
         }
     }
+}
+
+#[test]
+fn published_problems_are_part_of_scale_small_where_they_are_at_hand() {
+    let cache = tempfile::tempdir().unwrap();
+    let on_request = |sources: Sources| {
+        let worker = WorkerCommand { program: PathBuf::new(), arguments: Vec::new() };
+        let plan = Pad::new(Arc::new(sources), worker).plan(Scale::Small, None).unwrap();
+        ["arithmetic", "several", "templates"].map(|id| plan.experiment(id).unwrap().on_request)
+    };
+    let nowhere = Sources::offline(cache.path());
+    assert_eq!(on_request(nowhere.clone()), [false, true, true]);
+
+    // a damaged file must not make the experiment disappear: whoever reads it says what is wrong
+    let folder = tempfile::tempdir().unwrap();
+    let write = |set: &str| {
+        for file in &catalogue().get(set).unwrap().files {
+            let path = folder.path().join(file.folder.as_ref().unwrap());
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "damaged").unwrap();
+        }
+    };
+    let with_folder = || Sources { folder: Some(folder.path().to_owned()), ..nowhere.clone() };
+    write("svamp");
+    assert_eq!(on_request(with_folder()), [false, true, true], "MAWPS and MultiArith are missing");
+    write("mawps-asdiv");
+    write("multiarith");
+    assert_eq!(on_request(with_folder()), [false, true, false]);
 }
 
 #[test]

@@ -154,6 +154,11 @@ impl Modes {
         self.discretisation.mode(self.lambda[i], self.step[i] * interval)
     }
 
+    /// Its z and q alone.
+    fn factors(&self, i: usize, interval: f64) -> (Complex64, Complex64) {
+        self.discretisation.of(self.lambda[i], self.step[i] * interval)
+    }
+
     /// What multiplies B: q where steps are alike, else 1, and q is applied by the scan.
     fn input_factor(&self, i: usize) -> Complex64 {
         self.uniform.as_ref().map_or(Complex64::ONE, |modes| modes[i].q)
@@ -200,8 +205,8 @@ impl<'a, T: Real> Steps<'a, T> {
     fn of_interval(&self, interval: f64) -> Factors {
         let (mut z, mut q) = ([[0.0; LANES]; 2], [[0.0; LANES]; 2]);
         for i in 0..self.count {
-            let mode = self.modes.at(self.first + i, interval);
-            (z[0][i], z[1][i], q[0][i], q[1][i]) = (mode.z.re, mode.z.im, mode.q.re, mode.q.im);
+            let (zi, qi) = self.modes.factors(self.first + i, interval);
+            (z[0][i], z[1][i], q[0][i], q[1][i]) = (zi.re, zi.im, qi.re, qi.im);
         }
         Factors { z, q: Some(q) }
     }

@@ -27,11 +27,13 @@ pub(crate) struct Mode {
 
 impl Discretisation {
     /// `z` and `q` of a mode.
+    #[inline]
     pub fn of(self, lambda: Complex64, step: f64) -> (Complex64, Complex64) {
         let mode = self.mode(lambda, step);
         (mode.z, mode.q)
     }
 
+    #[inline]
     pub(crate) fn mode(self, lambda: Complex64, step: f64) -> Mode {
         match self {
             Self::ZeroOrderHold => {
@@ -63,22 +65,37 @@ impl Discretisation {
 }
 
 /// `exp(m)`, `phi(m) = (exp(m) - 1) / m` and `phi'(m)`.
+#[inline]
 pub(crate) fn phi(m: Complex64) -> (Complex64, Complex64, Complex64) {
     if m.norm_sqr() > 0.25 {
         let z = m.exp();
         let value = (z - 1.0) / m;
         return (z, value, (z - value) / m);
     }
-    // phi = sum of m^k / (k + 1)!, phi' = sum of (k + 1) m^k / (k + 2)!; twelve digits more than |m|^14
-    let (mut value, mut slope, mut factor) = (Complex64::ZERO, Complex64::ZERO, Complex64::ONE);
-    for k in 0..16 {
-        let k = f64::from(k);
-        factor /= k + 1.0;
-        value += factor;
-        slope += factor * ((k + 1.0) / (k + 2.0));
-        factor *= m;
+    let (mut value, mut slope) = (Complex64::ZERO, Complex64::ZERO);
+    for k in (0..TERMS).rev() {
+        value = value * m + VALUE[k];
+        slope = slope * m + SLOPE[k];
     }
     (1.0 + m * value, value, slope)
+}
+
+/// Terms of the series of phi for |m| of at most a half: what they leave out is below 1e-16.
+const TERMS: usize = 14;
+/// phi = sum of m^k / (k + 1)!.
+const VALUE: [f64; TERMS] = coefficients(false);
+/// phi' = sum of (k + 1) m^k / (k + 2)!.
+const SLOPE: [f64; TERMS] = coefficients(true);
+
+const fn coefficients(of_slope: bool) -> [f64; TERMS] {
+    let (mut coefficients, mut factorial, mut k) = ([0.0; TERMS], 1.0, 0);
+    while k < TERMS {
+        let next = k as f64 + 1.0;
+        factorial *= next;
+        coefficients[k] = if of_slope { next / (factorial * (next + 1.0)) } else { 1.0 / factorial };
+        k += 1;
+    }
+    coefficients
 }
 
 #[cfg(test)]
