@@ -4,7 +4,7 @@
 //!   minimum effect and the two-sided paired t-test against the minimum effect has a corrected p below 0.05;
 //!   *not reproduced* when the interval lies below the minimum and p is below 0.05; otherwise *inconclusive*.
 //!   Both tests are asked for because with a handful of seeds the bootstrap alone is too sure of itself. Where all
-//!   seeds have the same effect, the exact sign-flip test takes the t-test's place: at least six of them decide.
+//!   seeds have the same absolute effect, the exact sign-flip test takes the t-test's place: at least six of them decide.
 //! - p is corrected by Holm over the distinct comparisons of all claims that the scale tests, measured or
 //!   not: the family is fixed by `paper.toml`, so that running less does not make any of them easier.
 //! - A claim is reproduced when all its comparisons are, and not reproduced when any is not.
@@ -251,7 +251,9 @@ impl Court<'_> {
         }
         let name = format!("{experiment}/{metric}/{treatment}/{control}");
         let column = |f: fn(&(u64, f64, f64)) -> f64| mean(&pairs.iter().map(f).collect::<Vec<_>>());
-        let p = paired_t_test(&effects, comparison.minimum_effect);
+        // what is compared by its absolute difference is a share of counted problems
+        let counted = comparison.effect == EffectKind::Absolute;
+        let p = paired_t_test(&effects, comparison.minimum_effect, counted);
         Measured::Result(ComparisonResult {
             comparison: comparison.clone(),
             treatment_mean: column(|(_, t, _)| *t),

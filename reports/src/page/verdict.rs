@@ -207,7 +207,7 @@ fn statistics(
         rows: results.iter().map(row).collect(),
         notes: vec![Line::of(
             "A positive effect supports the claim. Interval: bootstrap over paired seeds. p: two-sided paired t-test \
-             against the minimum effect, or the exact sign-flip test where all seeds have the same effect; Holm's correction is over all comparisons of the paper.",
+             against the minimum effect, or the exact sign-flip test where all seeds have the same absolute effect; Holm's correction is over all comparisons of the paper.",
         )],
     })
 }
