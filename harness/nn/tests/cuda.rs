@@ -221,6 +221,7 @@ fn elementwise() {
         check("scale", &[&[n]], &|x, _| x[0].scale(-0.3));
         // the same masks on both
         check("dropout", &[&[n]], &|x, _| x[0].dropout(0.3, Some(&Dropout::new(11, 7))));
+        check("tied dropout", &[&[2, 5, n]], &|x, _| x[0].tied_dropout(0.3, Some(&Dropout::new(11, 7))));
         // a value used several times: its gradient is moved once, then added to
         check("add", &[&[n]], &|x, _| {
             x[0].add(&x[0])?.add(&x[0].activate(Activation::Silu)?)?.gate(&x[0], Activation::Silu)
@@ -637,6 +638,7 @@ fn layers_of_state_space_models() {
         discretisation: Discretisation::ZeroOrderHold,
         bidirectional: true,
         dropout: 0.0,
+        tied_dropout: false,
     };
     check_layer("S4D", 6, &|vb| {
         let layer = S4d::new(config, vb)?;
@@ -705,6 +707,7 @@ fn layers_with_attention() {
             discretisation: Discretisation::Bilinear,
             bidirectional,
             dropout: 0.0,
+            tied_dropout: false,
         };
         check_layer("SPADE", 6, &|vb| {
             let layer = Spade::bottom(attention, model, 1000, vb.clone(), vb)?;

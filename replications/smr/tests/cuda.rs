@@ -34,11 +34,12 @@ const CLASSES: usize = 3;
 const TOKENS: usize = 11;
 
 fn config(host: HostConfig, norm: NormKind) -> ModelConfig {
+    let tied_dropout = host.can_tie_dropout();
     let norm_place = if norm == NormKind::Batch { NormPlace::Post } else { NormPlace::Pre };
     ModelConfig {
         encoder: Encoder::Tokens(TOKENS),
         head: Head::Classes(CLASSES),
-        shape: Shape { width: 8, layers: 2, norm, norm_place, dropout: 0.1 },
+        shape: Shape { width: 8, layers: 2, norm, norm_place, dropout: 0.1, tied_dropout },
         host,
         replay: Some(ReplayConfig {
             taps: 4,

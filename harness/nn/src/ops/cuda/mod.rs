@@ -59,7 +59,7 @@ pub(crate) use damped_average::damped_taps;
 pub(crate) use diagonal_kernel::diagonal_taps;
 pub(crate) use diagonal_scan::diagonal_scan;
 pub(crate) use distillation::distillation;
-pub(crate) use dropout::dropout;
+pub(crate) use dropout::{dropout, tied_dropout};
 pub(crate) use embedding::embedding;
 pub(crate) use glu::glu;
 pub(crate) use layer_norm::layer_norm;
