@@ -30,4 +30,4 @@ fi
 
 export LD_LIBRARY_PATH="$out${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 cargo test --locked --no-fail-fast --features replica-cli/cuda --package replica-cli --package replica-nn --package replica-train \
-    --package replica-lpa --test cuda -- "$@"
+    --package replica-lpa --package replica-smr --test cuda -- "$@"

@@ -26,7 +26,7 @@ replica doctor
 
 # a test that is skipped says so; here that is a failure
 step ci/cuda/with-toolchain.sh cargo test --release --locked --features replica-cli/cuda --package replica-cli \
-    --package replica-nn --package replica-train --package replica-lpa --test cuda 2>&1 | tee "$out/tests.log"
+    --package replica-nn --package replica-train --package replica-lpa --package replica-smr --test cuda 2>&1 | tee "$out/tests.log"
 if grep -q 'skipped, no GPU' "$out/tests.log"; then
     echo "error: nothing was tested on a GPU" >&2
     exit 1

@@ -49,6 +49,8 @@ pub struct S4dConfig {
     pub bidirectional: bool,
     /// Probability of dropout after the activation.
     pub dropout: f64,
+    /// Whether a channel is dropped at all steps of a sequence or at none.
+    pub tied_dropout: bool,
 }
 
 /// A layer of the full form, with the parameter names of S4's code: `kernel.{A_real, A_imag, B, C, inv_dt}`, `D`,
@@ -61,6 +63,7 @@ pub struct S4d {
     /// The convolution alone without.
     output: Option<Output>,
     dropout: f64,
+    tied_dropout: bool,
 }
 
 #[derive(Clone)]
@@ -129,13 +132,14 @@ impl S4d {
     }
 
     fn around(kernel: Kernel, config: S4dConfig, output: bool, vb: VarBuilder) -> Result<Self> {
-        let S4dConfig { width, dropout, .. } = config;
+        let S4dConfig { width, dropout, tied_dropout, .. } = config;
         let linear = || Linear::new(width, 2 * width, true, init::linear, vb.pp("output_linear.0"));
         Ok(Self {
             kernel,
             skip: vb.get_with_hints((1, width), "D", Init::Randn { mean: 0.0, stdev: 1.0 })?,
             output: output.then(|| linear().map(Output::Linear)).transpose()?,
             dropout,
+            tied_dropout,
         })
     }
 
@@ -170,6 +174,7 @@ impl S4d {
                 bias: output.get_with_hints(2 * width, "bias", init::linear(width))?,
             }),
             dropout,
+            tied_dropout: false,
         })
     }
 
@@ -206,8 +211,11 @@ impl S4d {
     /// The last dimension is not `width`.
     pub fn forward(&self, x: &Value, masks: Option<&Dropout>) -> Result<Value> {
         let Some(output) = &self.output else { return self.convolution(x) };
-        let y =
-            self.channels_first(x)?.activate(Activation::Gelu)?.transpose()?.dropout(self.dropout, masks)?;
+        let y = self.channels_first(x)?.activate(Activation::Gelu)?.transpose()?;
+        let y = match self.tied_dropout {
+            true => y.tied_dropout(self.dropout, masks)?,
+            false => y.dropout(self.dropout, masks)?,
+        };
         match output {
             Output::Linear(linear) => linear.forward(&y)?.glu(),
             Output::Conv { weight, bias } => y.causal_conv1d(weight, Some(bias))?.glu(),

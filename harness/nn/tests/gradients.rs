@@ -125,6 +125,7 @@ proptest! {
         check(&[&[3, 2 * n]], seed, |x, _| x[0].glu());
         check(&[&[n], &[n]], seed, |x, _| x[0].gate(&x[1], Activation::Silu));
         check(&[&[n]], seed, |x, _| x[0].dropout(0.3, Some(&Dropout::new(seed, 7))));
+        check(&[&[2, 3, n]], seed, |x, _| x[0].tied_dropout(0.3, Some(&Dropout::new(seed, 7))));
         check(&[&[n]], seed, |x, _| x[0].sum());
         let targets = Tensor::zeros(n, candle_core::DType::F64, &Device::Cpu).unwrap();
         check(&[&[n]], seed, |x, _| x[0].mean_squared_error(&targets));

@@ -15,6 +15,8 @@ mod emulator;
 mod heads;
 #[path = "kernels/losses.rs"]
 mod losses;
+#[path = "kernels/mega_spade.rs"]
+mod mega_spade;
 #[path = "kernels/norms.rs"]
 mod norms;
 #[path = "kernels/positions.rs"]

@@ -273,6 +273,7 @@ fn gradients_of_spade() {
             discretisation: Discretisation::Bilinear,
             bidirectional,
             dropout: 0.0,
+            tied_dropout: false,
         };
         let layer = Spade::bottom(local(bidirectional), model, 9, vb.clone(), vb).unwrap();
         check(&parameters, &input(11, (2, 9, 5)), |x| layer.forward(x).unwrap());

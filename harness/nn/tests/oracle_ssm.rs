@@ -392,6 +392,7 @@ fn s4d_block(pass: &Pass, tally: &mut Tally) {
         discretisation: Discretisation::ZeroOrderHold,
         bidirectional: case.name.contains("bidir"),
         dropout: 0.0,
+        tied_dropout: false,
     };
     let layer = if case.name.contains("s4_dplr") {
         S4d::low_rank(config, case.tensor("u").dim(1).unwrap(), parameters.builder()).unwrap()

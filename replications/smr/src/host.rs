@@ -290,6 +290,11 @@ impl HostConfig {
         )
     }
 
+    /// Whether its published recipes drop channels as a whole, or it is a control of hosts whose recipes do.
+    pub fn can_tie_dropout(&self) -> bool {
+        matches!(self, Self::None {} | Self::S4d { .. } | Self::S4 { .. } | Self::S5 { .. })
+    }
+
     /// Whether it can be told the true sampling intervals.
     pub fn can_be_told(&self) -> bool {
         matches!(self, Self::S5 { .. })
@@ -309,6 +314,8 @@ pub struct Surroundings {
     pub length: usize,
     /// Probability of dropout within a layer and after it.
     pub dropout: f64,
+    /// Whether it is tied over the steps of a sequence, for hosts that [can](HostConfig::can_tie_dropout).
+    pub tied_dropout: bool,
 }
 
 /// A host's layer with SMR in front of its state-space model, or without.
@@ -317,6 +324,7 @@ pub struct Host {
     replay: Option<Replay>,
     place: Place,
     dropout: f64,
+    tied_dropout: bool,
 }
 
 enum Layer {
@@ -346,7 +354,7 @@ impl Host {
         around: Surroundings,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let Surroundings { width, layers, index, length, dropout } = around;
+        let Surroundings { width, layers, index, length, dropout, tied_dropout } = around;
         let convolution = |state, sets: Option<usize>, modes, steps, bidirectional| S4dConfig {
             width,
             state,
@@ -357,6 +365,7 @@ impl Host {
             discretisation: Discretisation::ZeroOrderHold,
             bidirectional,
             dropout,
+            tied_dropout,
         };
         let mut inner = width;
         let layer = match config {
@@ -448,7 +457,7 @@ impl Host {
             bail!("replay.place = \"scan\" is a place within Mamba; other hosts have \"input\"");
         }
         let replay = replay.map(|config| Replay::new(config, inner, vb.pp("smr"))).transpose()?;
-        Ok(Self { layer, replay, place, dropout })
+        Ok(Self { layer, replay, place, dropout, tied_dropout })
     }
 
     /// What the layer adds to its `residual`, dropout included; x is the residual behind the norm that precedes the layer,
@@ -467,6 +476,10 @@ impl Host {
         if intervals.is_some() && !matches!(self.layer, Layer::S5 { .. }) {
             bail!("only S5 can be told sampling intervals");
         }
+        let dropped = |x: &Value| match self.tied_dropout {
+            true => x.tied_dropout(self.dropout, masks),
+            false => x.dropout(self.dropout, masks),
+        };
         let replayed = |x: &Value| self.replay.as_ref().map_or(Ok(x.clone()), |smr| smr.forward(x));
         let y = match &self.layer {
             // its own dropout comes before the gate
@@ -476,7 +489,7 @@ impl Host {
             Layer::Mamba(block) => block.forward(&replayed(x)?)?,
             Layer::Convolution(layer) => layer.forward(&replayed(x)?, masks)?,
             Layer::None(linear) => {
-                let y = replayed(x)?.activate(Activation::Gelu)?.dropout(self.dropout, masks)?;
+                let y = dropped(&replayed(x)?.activate(Activation::Gelu)?)?;
                 linear.forward(&y)?.glu()?
             }
             Layer::S5 { model, activation, dense } => {
@@ -486,7 +499,7 @@ impl Host {
                     None => model.forward(&input)?,
                 };
                 // flax's GELU is the one by tanh
-                let g = y.activate(Activation::GeluTanh)?.dropout(self.dropout, masks)?;
+                let g = dropped(&y.activate(Activation::GeluTanh)?)?;
                 match (activation, &dense[..]) {
                     (S5Activation::HalfGlu1, [w]) => w.forward(&g)?.gate(&g, Activation::Sigmoid)?,
                     (S5Activation::HalfGlu2, [w]) => w.forward(&g)?.gate(&y, Activation::Sigmoid)?,
@@ -497,6 +510,6 @@ impl Host {
                 }
             }
         };
-        y.dropout(self.dropout, masks)
+        dropped(&y)
     }
 }

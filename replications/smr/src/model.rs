@@ -71,6 +71,9 @@ pub struct Shape {
     /// Probability of dropout, within a host's layer and after it.
     #[serde(default)]
     pub dropout: f64,
+    /// Whether a layer of S4, S4D or S5 drops a channel at all steps of a sequence or at none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tied_dropout: bool,
 }
 
 /// Everything that determines a model's shape and start.
@@ -96,7 +99,7 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// What makes no sense, as "key = value: what is allowed".
     pub fn problem(&self) -> Option<String> {
-        let Shape { width, layers, dropout, .. } = self.shape;
+        let Shape { width, layers, dropout, tied_dropout, .. } = self.shape;
         let outputs = match self.head {
             Head::Classes(n) | Head::PairClasses(n) | Head::NextToken(n) => n,
             Head::Regression => 1,
@@ -107,6 +110,12 @@ impl ModelConfig {
         }
         if !(0.0..1.0).contains(&dropout) {
             return Some(format!("dropout = {dropout}: a number in [0, 1) is expected"));
+        }
+        if tied_dropout && !self.host.can_tie_dropout() {
+            return Some(
+                "tied_dropout = true: only hosts of kind \"s4d\", \"s4\", \"s5\" and \"none\" have it"
+                    .to_owned(),
+            );
         }
         if self.told && !self.host.can_be_told() {
             return Some("told = true: only a host of kind \"s5\" can be told sampling intervals".to_owned());
@@ -243,14 +252,15 @@ impl Model {
     /// # Errors
     /// The builder has other shapes under these names.
     pub fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
-        let Shape { width, layers, norm, norm_place, dropout } = config.shape;
+        let Shape { width, layers, norm, norm_place, dropout, tied_dropout } = config.shape;
         let block = |index: usize| {
             let vb = vb.pp(format!("layers.{index}"));
             let around = |vb: VarBuilder| {
                 let norm = Norm::new(norm, width, vb.pp("norm"))?;
                 Ok::<_, candle_core::Error>(Around { norm, place: norm_place })
             };
-            let surroundings = Surroundings { width, layers, index, length: config.length, dropout };
+            let length = config.length;
+            let surroundings = Surroundings { width, layers, index, length, dropout, tied_dropout };
             let feed_forward = config.host.feed_forward(width).map(|part| {
                 let vb = vb.pp("nffn");
                 Ok::<_, candle_core::Error>((

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use rand::Rng;
 use replica_core::Seed;
+use replica_nn::ops::Dropout;
 use replica_nn::{Parameters, Value};
 use replica_smr::host::{InitialModes, S5Activation, S5Output, Surroundings};
 use replica_smr::replay::{Channels, Place};
@@ -49,7 +50,7 @@ fn hosts_with_attention(bidirectional: bool) -> [HostConfig; 2] {
 const WIDTH: usize = 6;
 
 fn around(length: usize) -> Surroundings {
-    Surroundings { width: WIDTH, layers: 2, index: 0, length, dropout: 0.0 }
+    Surroundings { width: WIDTH, layers: 2, index: 0, length, dropout: 0.0, tied_dropout: false }
 }
 
 fn parameters(seed: u64) -> Parameters {
@@ -190,6 +191,28 @@ fn hosts_with_attention_see_the_module_where_their_memory_is() {
             let apart = |a: &[f32]| difference_before(a, &gated, 24);
             assert!(apart(&after) < 1e-4, "{config:?}: {}", apart(&after));
             assert!(apart(&before) > 1e-3, "{config:?}: {}", apart(&before));
+        }
+    }
+}
+
+/// Tied over the steps of a sequence, dropout leaves a channel of a layer's output out or leaves it as it is.
+#[test]
+fn tied_dropout_drops_whole_channels() {
+    let (batch, l) = (3, 10);
+    for config in hosts(true).into_iter().chain(hosts(false)).chain(hosts_with_attention(false)) {
+        for tied_dropout in [false, true] {
+            let around = Surroundings { dropout: 0.5, tied_dropout, ..around(l) };
+            let parameters = parameters(1);
+            let host = Host::new(config, None, around, parameters.builder()).unwrap();
+            let x = value(&input(1, batch, l), batch, l);
+            if tied_dropout && !config.can_tie_dropout() {
+                continue;
+            }
+            let y = output(&host.forward(&x, &x, None, Some(&Dropout::new(1, 1))).unwrap());
+            let dropped = |b: usize, c: usize| (0..l).filter(|t| y[(b * l + t) * WIDTH + c] == 0.0).count();
+            let counts: Vec<usize> = (0..batch * WIDTH).map(|i| dropped(i / WIDTH, i % WIDTH)).collect();
+            let whole = counts.iter().all(|n| [0, l].contains(n));
+            assert_eq!(whole && counts.contains(&l), tied_dropout, "{config:?}: {counts:?}");
         }
     }
 }

@@ -131,6 +131,32 @@ runs = [
     }
 }
 
+/// At scale `paper` where the published recipes have it; elsewhere nothing in a trial's config speaks of it, so that
+/// identities of older trials stay.
+#[test]
+fn dropout_is_tied_where_the_recipes_tie_it() {
+    for scale in Scale::ALL {
+        let mut tied = Vec::new();
+        for experiment in smr().plan(scale, None).unwrap().experiments {
+            for variant in &experiment.variants {
+                match &variant.config["model"]["shape"]["tied_dropout"] {
+                    serde_json::Value::Null => {}
+                    value => {
+                        assert_eq!(*value, true);
+                        tied.push(experiment.id.clone());
+                    }
+                }
+            }
+        }
+        tied.dedup();
+        let expected: &[&str] = match scale {
+            Scale::Paper => &["text-s5", "image-s4", "image-s4d", "image-s5", "pathfinder-s5"],
+            _ => &[],
+        };
+        assert_eq!(tied, expected, "{scale:?}");
+    }
+}
+
 /// What a user reads who mistypes a configuration.
 #[test]
 fn configuration_errors_name_file_key_and_allowed_values() {

@@ -44,7 +44,7 @@ impl DampedAverage {
     /// # Errors
     /// Parameters whose shapes do not fit each other, or length 0.
     pub fn taps(&self, length: usize, beside: &Value) -> Result<Value> {
-        for_device!(cpu self.delta, damped_taps(self, length, beside))
+        for_device!(self.delta, damped_taps(self, length, beside))
     }
 
     pub(super) fn size(&self, length: usize) -> Result<Size> {

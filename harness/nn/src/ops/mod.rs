@@ -60,20 +60,9 @@ pub(crate) use panels::PanelKernel;
 pub(crate) use windows::window_mask;
 
 /// Calls an operation for a tensor's device and number type: the function of this name in `cuda` for a CUDA
-/// tensor, otherwise the one beside the caller, which is generic over [`Real`](crate::Real). With `cpu` before
-/// the tensor: an operation that has no CUDA kernels.
+/// tensor, otherwise the one beside the caller, which is generic over [`Real`](crate::Real). Every operation has both:
+/// one without kernels does not compile with feature `cuda`, and without the feature the test below finds it.
 macro_rules! for_device {
-    (cpu $tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
-        match ($tensor.device(), $tensor.dtype()) {
-            (candle_core::Device::Cpu, candle_core::DType::F32) => $function::<f32>($($argument),*),
-            (candle_core::Device::Cpu, candle_core::DType::F64) => $function::<f64>($($argument),*),
-            (device, dtype) => candle_core::bail!(
-                "{}: f32 or f64 on the CPU is expected, there are no kernels for {dtype:?} on {:?}",
-                stringify!($function),
-                device.location(),
-            ),
-        }
-    };
     ($tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match ($tensor.device(), $tensor.dtype()) {
             #[cfg(feature = "cuda")]
@@ -88,3 +77,35 @@ pub(crate) use for_device;
 
 /// Rows a task of a row-wise loop works on. It fixes the order of partial sums, whatever the number of threads.
 pub(crate) const ROWS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    /// What feature `cuda` finds by not compiling, on a machine that cannot build it: an operation without kernels.
+    #[test]
+    fn every_operation_has_a_cuda_function() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let module = fs::read_to_string(source.join("ops/cuda/mod.rs")).unwrap();
+        // names after `use` or `fn`
+        let functions: Vec<&str> = module
+            .split(';')
+            .filter_map(|item| item.split_once("pub(crate) use").or_else(|| item.split_once("pub(crate) fn")))
+            .flat_map(|(_, names)| names.split(|c: char| !c.is_alphanumeric() && c != '_'))
+            .collect();
+        let files = fs::read_dir(source.join("ops")).unwrap().map(|entry| entry.unwrap().path());
+        let mut found = 0;
+        for file in
+            files.filter(|f| f.is_file() && !f.ends_with("mod.rs")).chain([source.join("checkpoint.rs")])
+        {
+            let text = fs::read_to_string(&file).unwrap();
+            for call in text.split("for_device!(").skip(1) {
+                let name = call.split_once(", ").unwrap().1.split('(').next().unwrap();
+                assert!(functions.contains(&name), "{}: `{name}` has no CUDA function", file.display());
+                found += 1;
+            }
+        }
+        assert!(found > 30, "{found} operations");
+    }
+}

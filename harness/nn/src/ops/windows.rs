@@ -25,7 +25,7 @@ impl Value {
             bail!("windows: pieces of {length} steps of [{batch}, {l}, {width}]; none may be 0");
         }
         let size = Size { batch, l, width, length, before, after };
-        for_device!(cpu self.tensor(), windows(self, size))
+        for_device!(self.tensor(), windows(self, size))
     }
 
     /// The sequences `[batch, l, width]` that the windows `self` `[batch * pieces, length, width]` are the pieces of.
@@ -38,7 +38,7 @@ impl Value {
         if length == 0 || batch * l * width == 0 || rows != batch * size.pieces() {
             bail!("joined: [{rows}, {length}, {width}] is not {batch} sequences of {l} steps");
         }
-        for_device!(cpu self.tensor(), joined(self, size))
+        for_device!(self.tensor(), joined(self, size))
     }
 }
 
@@ -66,35 +66,35 @@ pub(crate) fn window_mask(
 
 /// The sizes of one call.
 #[derive(Clone, Copy)]
-pub(super) struct Size {
-    pub(super) batch: usize,
-    pub(super) l: usize,
-    pub(super) width: usize,
-    pub(super) length: usize,
-    pub(super) before: usize,
-    pub(super) after: usize,
+pub(crate) struct Size {
+    pub(crate) batch: usize,
+    pub(crate) l: usize,
+    pub(crate) width: usize,
+    pub(crate) length: usize,
+    pub(crate) before: usize,
+    pub(crate) after: usize,
 }
 
 impl Size {
-    pub(super) fn pieces(self) -> usize {
+    pub(crate) fn pieces(self) -> usize {
         self.l.div_ceil(self.length)
     }
 
     /// Steps of a window.
-    pub(super) fn steps(self) -> usize {
+    pub(crate) fn steps(self) -> usize {
         self.before + self.length + self.after
     }
 
-    pub(super) fn of_windows(self) -> [usize; 3] {
+    pub(crate) fn of_windows(self) -> [usize; 3] {
         [self.batch * self.pieces(), self.steps(), self.width]
     }
 
-    pub(super) fn of_sequences(self) -> [usize; 3] {
+    pub(crate) fn of_sequences(self) -> [usize; 3] {
         [self.batch, self.l, self.width]
     }
 
     /// The steps of the sequence that window `i` of it has, and the place of the first in the window.
-    pub(super) fn seen(self, i: usize) -> (Range<usize>, usize) {
+    pub(crate) fn seen(self, i: usize) -> (Range<usize>, usize) {
         let start = i * self.length;
         let first = start.saturating_sub(self.before);
         let end = self.l.min(start + self.length + self.after);

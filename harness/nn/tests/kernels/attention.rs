@@ -13,6 +13,7 @@ struct Case {
     t: usize,
     s: usize,
     head_dim: usize,
+    value_dim: usize,
     causal: bool,
     mask: bool,
     bias: bool,
@@ -35,45 +36,51 @@ impl Case {
         self.heads * self.head_dim
     }
 
+    fn value_width(self) -> usize {
+        self.heads * self.value_dim
+    }
+
     fn scale(self) -> f64 {
         0.7 / (self.head_dim as f64).sqrt()
     }
 
     /// q, k, v and do are contiguous; `mask` and `bias` are empty if there are none.
     fn definition(self, [q, k, v, d_o]: [&[f64]; 4], mask: &[u8], bias: &[f32]) -> Definition {
-        let Case { batch, heads, t, s, head_dim: d, .. } = self;
-        let w = self.width();
+        let Case { batch, heads, t, s, head_dim: d, value_dim: n, .. } = self;
+        let (w, u) = (self.width(), self.value_width());
         let zeros = |n: usize| vec![0.0; n];
-        let (mut o, mut lse) = (zeros(batch * t * w), zeros(batch * heads * t));
-        let (mut dq, mut dk, mut dv) = (zeros(batch * t * w), zeros(batch * s * w), zeros(batch * s * w));
+        let (mut o, mut lse) = (zeros(batch * t * u), zeros(batch * heads * t));
+        let (mut dq, mut dk, mut dv) = (zeros(batch * t * w), zeros(batch * s * w), zeros(batch * s * u));
         let mut dbias = zeros(heads * t * s);
         for (b, h, i) in (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..t).map(move |i| (b, h, i))))
         {
             let row = (b * t + i) * w + h * d;
             let key = |j: usize| (b * s + j) * w + h * d;
-            let dot =
-                |a: &[f64], x: usize, c: &[f64], y: usize| (0..d).map(|e| a[x + e] * c[y + e]).sum::<f64>();
+            let (out, value) = ((b * t + i) * u + h * n, |j: usize| (b * s + j) * u + h * n);
+            let dot = |a: &[f64], c: &[f64]| a.iter().zip(c).map(|(a, c)| a * c).sum::<f64>();
             let seen: Vec<usize> = (0..s)
                 .filter(|j| !self.causal || j + t <= i + s)
                 .filter(|j| mask.is_empty() || mask[b * s + j] != 0)
                 .collect();
             let score = |j: usize| {
                 let bias = if bias.is_empty() { 0.0 } else { f64::from(bias[(h * t + i) * s + j]) };
-                self.scale() * dot(q, row, k, key(j)) + bias
+                self.scale() * dot(&q[row..][..d], &k[key(j)..][..d]) + bias
             };
             let scores: Vec<f64> = seen.iter().map(|j| score(*j)).collect();
             let top = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
             let total: f64 = scores.iter().map(|x| (x - top).exp()).sum();
             lse[(b * heads + h) * t + i] = if seen.is_empty() { f64::INFINITY } else { top + total.ln() };
             let p: Vec<f64> = scores.iter().map(|x| (x - top).exp() / total).collect();
-            let dp: Vec<f64> = seen.iter().map(|j| dot(d_o, row, v, key(*j))).collect();
+            let dp: Vec<f64> = seen.iter().map(|j| dot(&d_o[out..][..n], &v[value(*j)..][..n])).collect();
             let delta: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
             for ((j, p), dp) in seen.into_iter().zip(p).zip(dp) {
                 let ds = p * (dp - delta);
                 dbias[(h * t + i) * s + j] += ds;
+                for e in 0..n {
+                    o[out + e] += p * v[value(j) + e];
+                    dv[value(j) + e] += p * d_o[out + e];
+                }
                 for e in 0..d {
-                    o[row + e] += p * v[key(j) + e];
-                    dv[key(j) + e] += p * d_o[row + e];
                     dq[row + e] += self.scale() * ds * k[key(j) + e];
                     dk[key(j) + e] += self.scale() * ds * q[row + e];
                 }
@@ -82,18 +89,18 @@ impl Case {
         Definition { o, lse, dq, dk, dv, dbias }
     }
 
-    /// Rows of the heads out of rows with something else between them.
-    fn heads_of<T: Copy>(self, rows: &[T]) -> Vec<T> {
-        rows.chunks(self.width() + self.extra).flat_map(|row| row[..self.width()].to_vec()).collect()
+    /// Rows of heads, `width` together, out of rows with something else between them.
+    fn heads_of<T: Copy>(self, rows: &[T], width: usize) -> Vec<T> {
+        rows.chunks(width + self.extra).flat_map(|row| row[..width].to_vec()).collect()
     }
 }
 
 fn check<T: Number>(cuda: &Emulator, case: Case) {
-    let Case { batch, heads, t, s, head_dim, causal, .. } = case;
-    let stride = case.width() + case.extra;
-    let of_queries = |salt: u64| numbers::<T>(batch * t * stride, salt);
-    let of_keys = |salt: u64| numbers::<T>(batch * s * stride, salt);
-    let (q, k, v, d_o) = (of_queries(1), of_keys(2), of_keys(3), of_queries(4));
+    let Case { batch, heads, t, s, head_dim, value_dim, causal, .. } = case;
+    let (width, value_width) = (case.width(), case.value_width());
+    let (stride, value_stride) = (width + case.extra, value_width + case.extra);
+    let (q, k) = (numbers::<T>(batch * t * stride, 1), numbers::<T>(batch * s * stride, 2));
+    let (v, d_o) = (numbers::<T>(batch * s * value_stride, 3), numbers::<T>(batch * t * value_stride, 4));
     // the last batch entry sees no key at all
     let mask: Vec<u8> = match case.mask {
         true => (0..batch * s)
@@ -102,14 +109,15 @@ fn check<T: Number>(cuda: &Emulator, case: Case) {
         false => Vec::new(),
     };
     let bias = if case.bias { numbers::<f32>(heads * t * s, 6) } else { Vec::new() };
-    let contiguous = [&q, &k, &v, &d_o].map(|x| wide(&case.heads_of(x)));
+    let contiguous = [(&q, width), (&k, width), (&v, value_width), (&d_o, value_width)]
+        .map(|(x, width)| wide(&case.heads_of(x, width)));
     let expected = case.definition(contiguous.each_ref().map(Vec::as_slice), &mask, &bias);
     let what = |of: &str| format!("{case:?}: {of}");
     if !(case.mask || case.bias || causal && t > s) {
         let attention = Attention { heads, scale: case.scale(), causal };
         let [q, k, v, d_o] = &contiguous;
-        let (queries, keys) = ([batch, t, case.width()], [batch, s, case.width()]);
-        let inputs: [(&[usize], _); 3] = [(&queries, q.clone()), (&keys, k.clone()), (&keys, v.clone())];
+        let [queries, keys, values] = [[batch, t, width], [batch, s, width], [batch, s, value_width]];
+        let inputs: [(&[usize], _); 3] = [(&queries, q.clone()), (&keys, k.clone()), (&values, v.clone())];
         let (o, gradients) =
             differentiate(&inputs, Some(d_o), |x, _| x[0].attention(&x[1], &x[2], attention));
         assert_near(&what("definition"), &expected.o.iter().map(|v| *v as f32).collect::<Vec<_>>(), &o, 1e-6);
@@ -130,26 +138,31 @@ fn check<T: Number>(cuda: &Emulator, case: Case) {
         64
     };
     let threads = if float { 256 } else { 128 };
-    let shared = |rows: usize, squares: usize| match float {
-        true => rows * tile * (head_dim | 1) * 4 + squares * tile * (tile + 1) * 4,
-        false => rows * (head_dim + 8) * 2,
+    // columns of values that a block takes at a time; tiles of keys, of values, and of scores
+    let columns = if head_dim > 64 { 128 } else { 64 };
+    let slices = if float { value_dim.div_ceil(columns) } else { 1 };
+    let of_values = value_dim.min(columns);
+    let floats = |keys: usize, values: usize, squares: usize| {
+        4 * tile * (keys * (head_dim | 1) + values * (of_values | 1) + squares * (tile + 1))
     };
+    let shared = |rows: usize| rows * (head_dim + 8) * 2;
     let optional = |empty: bool, buffer: &dyn Fn() -> Argument<'static>| if empty { NULL } else { buffer() };
     let raw = |p: *const u8| Argument::Buffer(p as *mut std::ffi::c_void, std::marker::PhantomData);
     let mask_argument = || optional(mask.is_empty(), &|| raw(mask.as_ptr()));
     let bias_argument = || optional(bias.is_empty(), &|| raw(bias.as_ptr().cast()));
-    let sizes = [batch, heads, t, s, head_dim].map(|n| n as i32);
-    let [b_, h_, t_, s_, d_] = sizes;
-    let (stride_, scale, causal_) = (stride as i64, case.scale() as f32, i32::from(causal));
+    let [b_, h_, t_, s_, d_, v_] = [batch, heads, t, s, head_dim, value_dim].map(|n| n as i32);
+    let (stride_, values_, scale) = (stride as i64, value_stride as i64, case.scale() as f32);
+    let causal_ = i32::from(causal);
     let tolerance = if float { 2e-5 } else { 2.0 * T::TOLERANCE };
 
-    let mut o = unwritten::<T>(batch * t * stride);
+    let mut o = unwritten::<T>(batch * t * value_stride);
     let mut lse = unwritten::<f32>(batch * heads * t);
-    launch!(cuda, name("forward"), (t.div_ceil(tile), batch * heads, 1), threads,
-        if float { shared(2, 1) } else { shared(64 + 2 * 64, 0) };
-        &q, &k, &v, &mut o, &mut lse, mask_argument(), bias_argument(), b_, h_, t_, s_, d_,
-        stride_, stride_, stride_, stride_, scale, causal_);
-    assert_near(&what("o"), &case.heads_of(&o), &expected.o, tolerance);
+    let two = if head_dim > of_values { floats(2, 0, 1) } else { floats(1, 1, 1) };
+    launch!(cuda, name("forward"), (t.div_ceil(tile), batch * heads, slices), threads,
+        if float { two } else { shared(64 + 2 * 64) };
+        &q, &k, &v, &mut o, &mut lse, mask_argument(), bias_argument(), b_, h_, t_, s_, d_, v_,
+        stride_, stride_, values_, values_, scale, causal_);
+    assert_near(&what("o"), &case.heads_of(&o, value_width), &expected.o, tolerance);
     for (got, of) in lse.iter().zip(&expected.lse) {
         let near = f64::from(*got) == *of || (f64::from(*got) - of).abs() < tolerance;
         assert!(near, "{}: {got}, expected {of}", what("lse"));
@@ -157,29 +170,30 @@ fn check<T: Number>(cuda: &Emulator, case: Case) {
 
     let mut delta = unwritten::<f32>(batch * heads * t);
     launch!(cuda, format!("attention_delta_{}", T::SUFFIX), ((batch * t * heads).div_ceil(8), 1, 1), 256, 0;
-        &o, &d_o, &mut delta, b_, h_, t_, d_, stride_, stride_);
-    let (mut dk, mut dv) = (unwritten::<T>(batch * s * stride), unwritten::<T>(batch * s * stride));
-    launch!(cuda, name("backward_kv"), (s.div_ceil(tile), batch * heads, 1), threads,
-        if float { shared(4, 2) } else { shared(2 * 64 + 2 * step, 0) + 2 * step * 4 };
-        &q, &k, &v, &d_o, &lse, &delta, mask_argument(), bias_argument(), &mut dk, &mut dv, b_, h_, t_, s_, d_,
-        stride_, stride_, stride_, stride_, stride_, stride_, scale, causal_);
-    assert_near(&what("dk"), &case.heads_of(&dk), &expected.dk, tolerance);
-    assert_near(&what("dv"), &case.heads_of(&dv), &expected.dv, tolerance);
+        &o, &d_o, &mut delta, b_, h_, t_, v_, values_, values_);
+    let (mut dk, mut dv) = (unwritten::<T>(batch * s * stride), unwritten::<T>(batch * s * value_stride));
+    let parts = if slices > 1 { slices + 1 } else { 1 };
+    launch!(cuda, name("backward_kv"), (s.div_ceil(tile), batch * heads, parts), threads,
+        if float { floats(2, 2, 2) } else { shared(2 * 64 + 2 * step) + 2 * step * 4 };
+        &q, &k, &v, &d_o, &lse, &delta, mask_argument(), bias_argument(), &mut dk, &mut dv, b_, h_, t_, s_, d_, v_,
+        stride_, stride_, values_, values_, stride_, values_, scale, causal_);
+    assert_near(&what("dk"), &case.heads_of(&dk, width), &expected.dk, tolerance);
+    assert_near(&what("dv"), &case.heads_of(&dv, value_width), &expected.dv, tolerance);
 
     let mut dq = unwritten::<T>(batch * t * stride);
     launch!(cuda, name("backward_q"), (t.div_ceil(tile), batch * heads, 1), threads,
-        if float { shared(4, 1) } else { shared(2 * 64 + 2 * step, 0) };
-        &q, &k, &v, &d_o, &lse, &delta, mask_argument(), bias_argument(), &mut dq, b_, h_, t_, s_, d_,
-        stride_, stride_, stride_, stride_, stride_, scale, causal_);
-    assert_near(&what("dq"), &case.heads_of(&dq), &expected.dq, tolerance);
+        if float { floats(2, 2, 1) } else { shared(2 * 64 + 2 * step) };
+        &q, &k, &v, &d_o, &lse, &delta, mask_argument(), bias_argument(), &mut dq, b_, h_, t_, s_, d_, v_,
+        stride_, stride_, values_, values_, stride_, scale, causal_);
+    assert_near(&what("dq"), &case.heads_of(&dq, width), &expected.dq, tolerance);
 
     if case.bias {
         let mut dbias = unwritten::<f32>(heads * t * s);
         for accumulate in [0, 1] {
             launch!(cuda, name("backward_bias"), (s.div_ceil(step), t.div_ceil(64.min(tile)), heads), threads,
-                if float { shared(4, 0) } else { shared(2 * 64 + 2 * step, 0) };
-                &q, &k, &v, &d_o, &lse, &delta, mask_argument(), bias_argument(), &mut dbias, b_, h_, t_, s_, d_,
-                stride_, stride_, stride_, stride_, scale, causal_, accumulate);
+                if float { floats(2, 2, 0) } else { shared(2 * 64 + 2 * step) };
+                &q, &k, &v, &d_o, &lse, &delta, mask_argument(), bias_argument(), &mut dbias, b_, h_, t_, s_, d_, v_,
+                stride_, stride_, values_, values_, scale, causal_, accumulate);
             let factor = f64::from(accumulate + 1);
             let of: Vec<f64> = expected.dbias.iter().map(|g| g * factor).collect();
             assert_near(&what("dbias"), &dbias, &of, tolerance);
@@ -189,7 +203,7 @@ fn check<T: Number>(cuda: &Emulator, case: Case) {
 
 fn case(sizes: [usize; 5], causal: bool, mask: bool, bias: bool, extra: usize) -> Case {
     let [batch, heads, t, s, head_dim] = sizes;
-    Case { batch, heads, t, s, head_dim, causal, mask, bias, extra }
+    Case { batch, heads, t, s, head_dim, value_dim: head_dim, causal, mask, bias, extra }
 }
 
 #[test]
@@ -202,6 +216,23 @@ fn attention_in_float() {
         check::<f32>(cuda, case([1, 1, 90, 70, 64], true, false, true, 64));
         check::<f32>(cuda, case([2, 1, 45, 33, 128], true, true, false, 1));
         check::<f32>(cuda, case([1, 2, 33, 64, 100], false, false, true, 0));
+    });
+}
+
+/// Values in one slice and in several, narrower and wider than keys.
+#[test]
+fn attention_to_values_of_another_width() {
+    Emulator::in_both_orders(|cuda| {
+        for (value_dim, case) in [
+            (3, case([1, 2, 5, 5, 1], true, false, false, 0)),
+            (7, case([2, 1, 37, 40, 20], true, true, true, 1)),
+            (130, case([2, 2, 66, 70, 16], false, true, true, 0)),
+            (200, case([1, 1, 70, 70, 64], true, false, true, 3)),
+            (40, case([1, 2, 33, 35, 100], false, false, true, 0)),
+            (300, case([1, 1, 40, 33, 128], true, false, false, 0)),
+        ] {
+            check::<f32>(cuda, Case { value_dim, causal: case.causal && case.t <= case.s, ..case });
+        }
     });
 }
 

@@ -283,6 +283,20 @@ fn dropout<T: Number>(cuda: &Emulator) {
             &x, &residual, &mut y, n as i64, threshold, scale, &step_key, call);
         assert_near("dropout and residual", &y, &sums, T::TOLERANCE);
     }
+    let masks = Dropout::new(key, step);
+    for (call, (batch, l, width)) in [(1, 1, 1), (3, 20, 16), (2, 7, 33)].into_iter().enumerate() {
+        let n = batch * l * width;
+        let x = numbers::<T>(n, 1);
+        let shape: &[usize] = &[batch, l, width];
+        let (expected, _) = differentiate(&[(shape, wide(&x))], Some(&vec![1.0; n]), |x, _| {
+            x[0].tied_dropout(p, Some(&masks))
+        });
+        let (threshold, scale) = ((p * 4_294_967_296.0) as u32, (1.0 / (1.0 - p)) as f32);
+        let mut y = unwritten::<T>(n);
+        launch!(cuda, format!("tied_dropout_{}", T::SUFFIX), elementwise(n), 256, 0;
+            &x, &mut y, (batch * l) as i64, l as i32, width as i32, threshold, scale, &step_key, call as u64);
+        assert_near("tied dropout", &y, &expected, T::TOLERANCE);
+    }
 }
 
 #[test]

@@ -156,8 +156,8 @@ fn positions_of_both_types() {
 fn relative_bias<T: Number>(cuda: &Emulator) {
     for (pairs, heads, rows) in [(1usize, 1usize, 1usize), (70, 3, 5), (2500, 2, 40)] {
         let buckets: Vec<u32> = (0..pairs as u64).map(|i| (hash(i, 1) % rows as u64) as u32).collect();
-        let (table, dbias) = (numbers::<T>(rows * heads, 2), numbers::<f32>(heads * pairs, 3));
-        let mut bias = unwritten::<f32>(heads * pairs);
+        let (table, dbias) = (numbers::<T>(rows * heads, 2), numbers::<T>(heads * pairs, 3));
+        let mut bias = unwritten::<T>(heads * pairs);
         launch!(cuda, format!("relative_bias_forward_{}", T::SUFFIX), elementwise(heads * pairs), 256, 0;
             &buckets, &table, &mut bias, pairs as i64, heads as i32, rows as i32);
         let table = wide(&table);
@@ -171,7 +171,7 @@ fn relative_bias<T: Number>(cuda: &Emulator) {
         assert_near("relative bias", &bias, &expected, 0.0);
         let count = pairs.div_ceil(2048);
         let mut parts = unwritten::<f32>(count * rows * heads);
-        launch!(cuda, "relative_bias_backward_f32", (count, heads, 1), 256, 0;
+        launch!(cuda, format!("relative_bias_backward_{}", T::SUFFIX), (count, heads, 1), 256, 0;
             &buckets, &dbias, &mut parts, pairs as i64, heads as i32, rows as i32);
         let got = sum_parts(cuda, &parts, rows * heads);
         assert_near("relative bias: dtable", &got, &with_ones(&dtable), 1e-5);

@@ -3,7 +3,8 @@
 // a row that sees no key; probabilities are computed again tile by tile, so nothing of size [t, s] is stored.
 //
 // bf16: bound by tensor cores (mma.sync) for long sequences; four warps own 16 rows of a tile of 64 each and keep
-// scores and probabilities in registers. float: bound by FMA and shared memory, tiles of 64 x 64, or 32 above head_dim 64.
+// scores and probabilities in registers. float: bound by FMA and shared memory, tiles of 64 x 64, or 32 above head_dim 64;
+// values may have another width than keys, and go through the tiles in slices of 64 or 128 columns.
 // Backward takes two passes over the tiles, one by keys (dk, dv) and one by queries (dq), instead of atomic additions.
 #include "replica.cuh"
 
@@ -495,15 +496,10 @@ __device__ __forceinline__ void read_rows(float* tile, const float* head, int fi
     }
 }
 
-// acc = a b^T for rows of two tiles.
+// acc += a b^T for rows of two tiles.
 template <int R>
 __device__ __forceinline__ void multiply_rows(float (&acc)[R][R], const float* a, const float* b, int head_dim) {
     const int y = threadIdx.x / 16, x = threadIdx.x % 16, words = row_words(head_dim);
-#pragma unroll
-    for (int i = 0; i < R; ++i) {
-#pragma unroll
-        for (int j = 0; j < R; ++j) acc[i][j] = 0;
-    }
 #pragma unroll 4
     for (int d = 0; d < head_dim; ++d) {
         float u[R], v[R];
@@ -562,21 +558,32 @@ __device__ __forceinline__ float row_sum(float v) {
     return v;
 }
 
+// Columns of values. Block z of forward has slice z; the tiles of values and of the result's gradient hold a slice.
+struct Slice {
+    int first, columns;
+
+    __device__ __forceinline__ Slice(int index, int width, int value_dim)
+        : first(index * width), columns(smaller(width, value_dim - index * width)) {}
+};
+
 template <int R, int J>
-__device__ __forceinline__ void float_forward(int head_dim, const float* q, const float* k, const float* v, float* o,
-                                              float* lse, const u8* key_mask, const float* bias, int heads, int t,
-                                              int s, long long q_stride, long long k_stride, long long v_stride,
-                                              long long o_stride, float scale, int causal) {
+__device__ __forceinline__ void float_forward(int head_dim, int value_dim, const float* q, const float* k,
+                                              const float* v, float* o, float* lse, const u8* key_mask,
+                                              const float* bias, int heads, int t, int s, long long q_stride,
+                                              long long k_stride, long long v_stride, long long o_stride, float scale,
+                                              int causal) {
     constexpr int M = 16 * R;
+    const Slice slice(blockIdx.z, 16 * J, value_dim);
     DYNAMIC_SHARED(float, tiles);
-    float *q_tile = tiles, *kv_tile = q_tile + M * row_words(head_dim), *p_tile = kv_tile + M * row_words(head_dim);
+    float *q_tile = tiles, *kv_tile = q_tile + M * row_words(head_dim);
+    float* p_tile = kv_tile + M * row_words(larger(head_dim, slice.columns));
     const int b = blockIdx.y / heads, h = blockIdx.y % heads;
     const int query = (causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * M;
     const Scores scores(b, h, t, s, causal, scale, key_mask, bias);
     q += (long long)b * t * q_stride + h * head_dim;
     k += (long long)b * s * k_stride + h * head_dim;
-    v += (long long)b * s * v_stride + h * head_dim;
-    o += (long long)b * t * o_stride + h * head_dim;
+    v += (long long)b * s * v_stride + h * value_dim + slice.first;
+    o += (long long)b * t * o_stride + h * value_dim + slice.first;
     const int y = threadIdx.x / 16, x = threadIdx.x % 16;
     read_rows<M>(q_tile, q, query, t, q_stride, head_dim);
     float out[R][J] = {}, top[R], sum[R];
@@ -586,10 +593,10 @@ __device__ __forceinline__ void float_forward(int head_dim, const float* q, cons
     for (int key = 0; key < keys; key += M) {
         read_rows<M>(kv_tile, k, key, s, k_stride, head_dim);
         __syncthreads();
-        float p[R][R];
+        float p[R][R] = {};
         multiply_rows<R>(p, q_tile, kv_tile, head_dim);
         __syncthreads();
-        read_rows<M>(kv_tile, v, key, s, v_stride, head_dim);
+        read_rows<M>(kv_tile, v, key, s, v_stride, slice.columns);
 #pragma unroll
         for (int i = 0; i < R; ++i) {
             float high = top[i];
@@ -613,125 +620,206 @@ __device__ __forceinline__ void float_forward(int head_dim, const float* q, cons
             }
         }
         __syncthreads();
-        multiply_kept<R, J, false>(out, p_tile, kv_tile, head_dim);
+        multiply_kept<R, J, false>(out, p_tile, kv_tile, slice.columns);
         __syncthreads();
     }
 #pragma unroll
     for (int i = 0; i < R; ++i) {
         sum[i] = row_sum(sum[i]);
         const int row = query + y + 16 * i;
-        if (x == 0 && row < t && lse != nullptr) {
+        if (blockIdx.z == 0 && x == 0 && row < t && lse != nullptr) {
             lse[(long long)blockIdx.y * t + row] = sum[i] == 0 ? INFINITE : (top[i] + log2f(sum[i])) * LN_2;
         }
         sum[i] = sum[i] == 0 ? 0.0f : 1.0f / sum[i];
     }
-    write_rows(out, sum, o, query, t, o_stride, head_dim);
+    write_rows(out, sum, o, query, t, o_stride, slice.columns);
 }
 
-// p and ds of a tile of queries (rows) and keys (columns).
+// A head's values and its result's gradient.
+struct Outer {
+    const float *d_o, *v;
+    long long do_stride, v_stride;
+    int t, s, value_dim;
+
+    __device__ __forceinline__ Outer(int b, int h, const float* d_o, const float* v, long long do_stride,
+                                     long long v_stride, int t, int s, int value_dim)
+        : d_o(d_o + (long long)b * t * do_stride + h * value_dim),
+          v(v + (long long)b * s * v_stride + h * value_dim),
+          do_stride(do_stride),
+          v_stride(v_stride),
+          t(t),
+          s(s),
+          value_dim(value_dim) {}
+
+    template <int M>
+    __device__ __forceinline__ void read_gradient(float* do_tile, Slice slice, int query) const {
+        read_rows<M>(do_tile, d_o + slice.first, query, t, do_stride, slice.columns);
+    }
+    template <int M>
+    __device__ __forceinline__ void read_values(float* v_tile, Slice slice, int key) const {
+        read_rows<M>(v_tile, v + slice.first, key, s, v_stride, slice.columns);
+    }
+    // dp += do v^T over all slices but the first, which comes into the tiles afterwards.
+    template <int R, int J>
+    __device__ __forceinline__ void multiply_later(float (&dp)[R][R], float* do_tile, float* v_tile, int query,
+                                                   int key) const {
+        constexpr int M = 16 * R, COLUMNS = 16 * J;
+        for (int i = 1; i < ceil_div(value_dim, COLUMNS); ++i) {
+            const Slice slice(i, COLUMNS, value_dim);
+            read_gradient<M>(do_tile, slice, query);
+            read_values<M>(v_tile, slice, key);
+            __syncthreads();
+            multiply_rows<R>(dp, do_tile, v_tile, slice.columns);
+            __syncthreads();
+        }
+    }
+};
+
+// Products of queries (rows) and keys (columns) to probabilities.
 template <int R>
-__device__ __forceinline__ void score_gradient(float (&p)[R][R], float (&ds)[R][R], const Scores& scores,
-                                               const float* q_tile, const float* do_tile, const float* k_tile,
-                                               const float* v_tile, int query, int key, const float* lse,
-                                               const float* delta, int head_dim) {
+__device__ __forceinline__ void probabilities(float (&p)[R][R], const Scores& scores, int query, int key,
+                                              const float* lse) {
     const int y = threadIdx.x / 16, x = threadIdx.x % 16;
-    multiply_rows<R>(p, q_tile, k_tile, head_dim);
-    multiply_rows<R>(ds, do_tile, v_tile, head_dim);
 #pragma unroll
     for (int i = 0; i < R; ++i) {
         const int row = query + y + 16 * i;
         const float z = row < scores.t ? lse[row] * LOG2_E : INFINITE;
-        const float d = row < scores.t ? delta[row] : 0;
 #pragma unroll
-        for (int j = 0; j < R; ++j) {
-            p[i][j] = exp2f(scores(p[i][j], row, key + x + 16 * j) - z);
-            ds[i][j] = p[i][j] * (ds[i][j] - d);
-        }
+        for (int j = 0; j < R; ++j) p[i][j] = exp2f(scores(p[i][j], row, key + x + 16 * j) - z);
     }
 }
 
-template <int R, int J>
-__device__ __forceinline__ void float_backward_kv(int head_dim, const float* q, const float* k, const float* v,
-                                                  const float* d_o, const float* lse, const float* delta,
-                                                  const u8* key_mask, const float* bias, float* dk, float* dv,
-                                                  int heads, int t, int s, long long q_stride, long long k_stride,
-                                                  long long v_stride, long long do_stride, long long dk_stride,
-                                                  long long dv_stride, float scale, int causal) {
-    constexpr int M = 16 * R;
-    const int tile = M * row_words(head_dim);
+// Gradients of probabilities to those of scores without the scale, ds = p (dp - delta).
+template <int R>
+__device__ __forceinline__ void score_gradient(float (&ds)[R][R], const float (&p)[R][R], const Scores& scores,
+                                               int query, const float* delta) {
+    const int y = threadIdx.x / 16;
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+        const int row = query + y + 16 * i;
+        const float d = row < scores.t ? delta[row] : 0;
+#pragma unroll
+        for (int j = 0; j < R; ++j) ds[i][j] = p[i][j] * (ds[i][j] - d);
+    }
+}
+
+// Writes a square of numbers to the tile that multiply_kept reads.
+template <int R>
+__device__ __forceinline__ void keep_square(float* tile, const float (&square)[R][R]) {
+    constexpr int WORDS = 16 * R + 1;
+    const int y = threadIdx.x / 16, x = threadIdx.x % 16;
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+#pragma unroll
+        for (int j = 0; j < R; ++j) tile[(y + 16 * i) * WORDS + x + 16 * j] = square[i][j];
+    }
+}
+
+// dk, and a slice of dv, or one of the two.
+template <int R, int J, bool KEYS, bool VALUES>
+__device__ __forceinline__ void float_backward_part(int head_dim, int value_dim, Slice slice, const float* q,
+                                                    const float* k, const float* v, const float* d_o,
+                                                    const float* lse, const float* delta, const u8* key_mask,
+                                                    const float* bias, float* dk, float* dv, int heads, int t, int s,
+                                                    long long q_stride, long long k_stride, long long v_stride,
+                                                    long long do_stride, long long dk_stride, long long dv_stride,
+                                                    float scale, int causal) {
+    constexpr int M = 16 * R, COLUMNS = 16 * J;
+    const int tile = M * row_words(head_dim), value_tile = M * row_words(smaller(COLUMNS, value_dim));
     DYNAMIC_SHARED(float, tiles);
-    float *k_tile = tiles, *v_tile = tiles + tile, *q_tile = tiles + 2 * tile, *do_tile = tiles + 3 * tile;
-    float *p_tile = tiles + 4 * tile, *ds_tile = p_tile + M * (M + 1);
-    const int b = blockIdx.y / heads, h = blockIdx.y % heads;
-    const int key = blockIdx.x * M, y = threadIdx.x / 16, x = threadIdx.x % 16;
+    float *k_tile = tiles, *q_tile = k_tile + tile, *v_tile = q_tile + tile, *do_tile = v_tile + value_tile;
+    float *p_tile = do_tile + value_tile, *ds_tile = p_tile + M * (M + 1);
+    const int b = blockIdx.y / heads, h = blockIdx.y % heads, key = blockIdx.x * M;
     const Scores scores(b, h, t, s, causal, scale, key_mask, bias);
+    const Outer outer(b, h, d_o, v, do_stride, v_stride, t, s, value_dim);
     q += (long long)b * t * q_stride + h * head_dim;
-    d_o += (long long)b * t * do_stride + h * head_dim;
     lse += (long long)blockIdx.y * t;
     delta += (long long)blockIdx.y * t;
     read_rows<M>(k_tile, k + (long long)b * s * k_stride + h * head_dim, key, s, k_stride, head_dim);
-    read_rows<M>(v_tile, v + (long long)b * s * v_stride + h * head_dim, key, s, v_stride, head_dim);
+    if (KEYS && VALUES) outer.read_values<M>(v_tile, slice, key);
     float dk_acc[R][J] = {}, dv_acc[R][J] = {};
     for (int query = scores.first_query(key) / M * M; query < t; query += M) {
+        float p[R][R] = {}, ds[R][R] = {};
+        if (KEYS && !VALUES) {
+            outer.multiply_later<R, J>(ds, do_tile, v_tile, query, key);
+            outer.read_values<M>(v_tile, slice, key);
+        }
         read_rows<M>(q_tile, q, query, t, q_stride, head_dim);
-        read_rows<M>(do_tile, d_o, query, t, do_stride, head_dim);
+        outer.read_gradient<M>(do_tile, slice, query);
         __syncthreads();
-        float p[R][R], ds[R][R];
-        score_gradient<R>(p, ds, scores, q_tile, do_tile, k_tile, v_tile, query, key, lse, delta, head_dim);
-#pragma unroll
-        for (int i = 0; i < R; ++i) {
-#pragma unroll
-            for (int j = 0; j < R; ++j) {
-                p_tile[(y + 16 * i) * (M + 1) + x + 16 * j] = p[i][j];
-                ds_tile[(y + 16 * i) * (M + 1) + x + 16 * j] = ds[i][j];
-            }
+        multiply_rows<R>(p, q_tile, k_tile, head_dim);
+        probabilities<R>(p, scores, query, key, lse);
+        if (VALUES) keep_square<R>(p_tile, p);
+        if (KEYS) {
+            multiply_rows<R>(ds, do_tile, v_tile, slice.columns);
+            score_gradient<R>(ds, p, scores, query, delta);
+            keep_square<R>(ds_tile, ds);
         }
         __syncthreads();
-        multiply_kept<R, J, true>(dv_acc, p_tile, do_tile, head_dim);
-        multiply_kept<R, J, true>(dk_acc, ds_tile, q_tile, head_dim);
+        if (VALUES) multiply_kept<R, J, true>(dv_acc, p_tile, do_tile, slice.columns);
+        if (KEYS) multiply_kept<R, J, true>(dk_acc, ds_tile, q_tile, head_dim);
         __syncthreads();
     }
-    float one[R], scales[R];
+    float unit[R], scales[R];
 #pragma unroll
-    for (int i = 0; i < R; ++i) one[i] = 1, scales[i] = scale;
-    write_rows(dk_acc, scales, dk + (long long)b * s * dk_stride + h * head_dim, key, s, dk_stride, head_dim);
-    write_rows(dv_acc, one, dv + (long long)b * s * dv_stride + h * head_dim, key, s, dv_stride, head_dim);
+    for (int i = 0; i < R; ++i) unit[i] = 1, scales[i] = scale;
+    dk += (long long)b * s * dk_stride + h * head_dim;
+    dv += (long long)b * s * dv_stride + h * value_dim + slice.first;
+    if (KEYS) write_rows(dk_acc, scales, dk, key, s, dk_stride, head_dim);
+    if (VALUES) write_rows(dv_acc, unit, dv, key, s, dv_stride, slice.columns);
+}
+
+// A block has both if there is one slice; of several slices block z + 1 has one, and block 0 has dk.
+template <int R, int J, typename... A>
+__device__ __forceinline__ void float_backward_kv(int head_dim, int value_dim, A... arguments) {
+    constexpr int COLUMNS = 16 * J;
+    if (value_dim <= COLUMNS) {
+        float_backward_part<R, J, true, true>(head_dim, value_dim, Slice(0, COLUMNS, value_dim), arguments...);
+    } else if (blockIdx.z == 0) {
+        float_backward_part<R, J, true, false>(head_dim, value_dim, Slice(0, COLUMNS, value_dim), arguments...);
+    } else {
+        const Slice slice(blockIdx.z - 1, COLUMNS, value_dim);
+        float_backward_part<R, J, false, true>(head_dim, value_dim, slice, arguments...);
+    }
 }
 
 template <int R, int J>
-__device__ __forceinline__ void float_backward_q(int head_dim, const float* q, const float* k, const float* v,
-                                                 const float* d_o, const float* lse, const float* delta,
-                                                 const u8* key_mask, const float* bias, float* dq, int heads, int t,
-                                                 int s, long long q_stride, long long k_stride, long long v_stride,
-                                                 long long do_stride, long long dq_stride, float scale, int causal) {
-    constexpr int M = 16 * R;
-    const int tile = M * row_words(head_dim);
+__device__ __forceinline__ void float_backward_q(int head_dim, int value_dim, const float* q, const float* k,
+                                                 const float* v, const float* d_o, const float* lse,
+                                                 const float* delta, const u8* key_mask, const float* bias, float* dq,
+                                                 int heads, int t, int s, long long q_stride, long long k_stride,
+                                                 long long v_stride, long long do_stride, long long dq_stride,
+                                                 float scale, int causal) {
+    constexpr int M = 16 * R, COLUMNS = 16 * J;
+    const Slice slice(0, COLUMNS, value_dim);
+    const bool one = value_dim <= COLUMNS;
+    const int tile = M * row_words(head_dim), value_tile = M * row_words(slice.columns);
     DYNAMIC_SHARED(float, tiles);
-    float *q_tile = tiles, *do_tile = tiles + tile, *k_tile = tiles + 2 * tile, *v_tile = tiles + 3 * tile;
-    float* ds_tile = tiles + 4 * tile;
+    float *q_tile = tiles, *k_tile = q_tile + tile, *v_tile = k_tile + tile, *do_tile = v_tile + value_tile;
+    float* ds_tile = do_tile + value_tile;
     const int b = blockIdx.y / heads, h = blockIdx.y % heads;
     const int query = (causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * M;
-    const int y = threadIdx.x / 16, x = threadIdx.x % 16;
     const Scores scores(b, h, t, s, causal, scale, key_mask, bias);
+    const Outer outer(b, h, d_o, v, do_stride, v_stride, t, s, value_dim);
     k += (long long)b * s * k_stride + h * head_dim;
-    v += (long long)b * s * v_stride + h * head_dim;
     lse += (long long)blockIdx.y * t;
     delta += (long long)blockIdx.y * t;
     read_rows<M>(q_tile, q + (long long)b * t * q_stride + h * head_dim, query, t, q_stride, head_dim);
-    read_rows<M>(do_tile, d_o + (long long)b * t * do_stride + h * head_dim, query, t, do_stride, head_dim);
+    if (one) outer.read_gradient<M>(do_tile, slice, query);
     float acc[R][J] = {};
     const int keys = scores.keys_until(smaller(query + M, t) - 1);
     for (int key = 0; key < keys; key += M) {
+        float p[R][R] = {}, ds[R][R] = {};
+        outer.multiply_later<R, J>(ds, do_tile, v_tile, query, key);
         read_rows<M>(k_tile, k, key, s, k_stride, head_dim);
-        read_rows<M>(v_tile, v, key, s, v_stride, head_dim);
+        outer.read_values<M>(v_tile, slice, key);
+        if (!one) outer.read_gradient<M>(do_tile, slice, query);
         __syncthreads();
-        float p[R][R], ds[R][R];
-        score_gradient<R>(p, ds, scores, q_tile, do_tile, k_tile, v_tile, query, key, lse, delta, head_dim);
-#pragma unroll
-        for (int i = 0; i < R; ++i) {
-#pragma unroll
-            for (int j = 0; j < R; ++j) ds_tile[(y + 16 * i) * (M + 1) + x + 16 * j] = ds[i][j];
-        }
+        multiply_rows<R>(p, q_tile, k_tile, head_dim);
+        multiply_rows<R>(ds, do_tile, v_tile, slice.columns);
+        probabilities<R>(p, scores, query, key, lse);
+        score_gradient<R>(ds, p, scores, query, delta);
+        keep_square<R>(ds_tile, ds);
         __syncthreads();
         multiply_kept<R, J, false>(acc, ds_tile, k_tile, head_dim);
         __syncthreads();
@@ -743,31 +831,36 @@ __device__ __forceinline__ void float_backward_q(int head_dim, const float* q, c
 }
 
 template <int R, int J>
-__device__ __forceinline__ void float_backward_bias(int head_dim, const float* q, const float* k, const float* v,
-                                                    const float* d_o, const float* lse, const float* delta,
-                                                    const u8* key_mask, const float* bias, float* dbias, int batch,
-                                                    int heads, int t, int s, long long q_stride, long long k_stride,
-                                                    long long v_stride, long long do_stride, float scale, int causal,
-                                                    int accumulate) {
+__device__ __forceinline__ void float_backward_bias(int head_dim, int value_dim, const float* q, const float* k,
+                                                    const float* v, const float* d_o, const float* lse,
+                                                    const float* delta, const u8* key_mask, const float* bias,
+                                                    float* dbias, int batch, int heads, int t, int s,
+                                                    long long q_stride, long long k_stride, long long v_stride,
+                                                    long long do_stride, float scale, int causal, int accumulate) {
     constexpr int M = 16 * R;
-    const int tile = M * row_words(head_dim);
+    const Slice slice(0, 16 * J, value_dim);
+    const int tile = M * row_words(head_dim), value_tile = M * row_words(slice.columns);
     DYNAMIC_SHARED(float, tiles);
-    float *q_tile = tiles, *do_tile = tiles + tile, *k_tile = tiles + 2 * tile, *v_tile = tiles + 3 * tile;
+    float *q_tile = tiles, *k_tile = q_tile + tile, *v_tile = k_tile + tile, *do_tile = v_tile + value_tile;
     const int h = blockIdx.z, query = blockIdx.y * M, key = blockIdx.x * M;
     const int y = threadIdx.x / 16, x = threadIdx.x % 16;
     float total[R][R] = {};
     for (int b = 0; b < batch; ++b) {
         const Scores scores(b, h, t, s, causal, scale, key_mask, bias);
+        const Outer outer(b, h, d_o, v, do_stride, v_stride, t, s, value_dim);
+        float p[R][R] = {}, ds[R][R] = {};
         __syncthreads();
+        outer.multiply_later<R, J>(ds, do_tile, v_tile, query, key);
         read_rows<M>(q_tile, q + (long long)b * t * q_stride + h * head_dim, query, t, q_stride, head_dim);
-        read_rows<M>(do_tile, d_o + (long long)b * t * do_stride + h * head_dim, query, t, do_stride, head_dim);
         read_rows<M>(k_tile, k + (long long)b * s * k_stride + h * head_dim, key, s, k_stride, head_dim);
-        read_rows<M>(v_tile, v + (long long)b * s * v_stride + h * head_dim, key, s, v_stride, head_dim);
+        outer.read_gradient<M>(do_tile, slice, query);
+        outer.read_values<M>(v_tile, slice, key);
         __syncthreads();
         const long long statistics = (long long)(b * heads + h) * t;
-        float p[R][R], ds[R][R];
-        score_gradient<R>(p, ds, scores, q_tile, do_tile, k_tile, v_tile, query, key, lse + statistics,
-                          delta + statistics, head_dim);
+        multiply_rows<R>(p, q_tile, k_tile, head_dim);
+        multiply_rows<R>(ds, do_tile, v_tile, slice.columns);
+        probabilities<R>(p, scores, query, key, lse + statistics);
+        score_gradient<R>(ds, p, scores, query, delta + statistics);
 #pragma unroll
         for (int i = 0; i < R; ++i) {
 #pragma unroll
@@ -786,96 +879,98 @@ __device__ __forceinline__ void float_backward_bias(int head_dim, const float* q
     }
 }
 
-// A head of any size up to 128, in float; the size of tiles is a question of registers and shared memory.
+// Keys of any size up to 128 a head, and values of any size, in float; the size of tiles is a question of registers and
+// shared memory.
 struct AnyHead {
-    int size;
+    int size, values;
 };
 template <typename... A>
 __device__ __forceinline__ void attention_forward(AnyHead head, A... arguments) {
     if (head.size <= 64) {
-        float_forward<4, 4>(head.size, arguments...);
+        float_forward<4, 4>(head.size, head.values, arguments...);
     } else {
-        float_forward<2, 8>(head.size, arguments...);
+        float_forward<2, 8>(head.size, head.values, arguments...);
     }
 }
 template <typename... A>
 __device__ __forceinline__ void attention_backward_kv(AnyHead head, A... arguments) {
     if (head.size <= 64) {
-        float_backward_kv<4, 4>(head.size, arguments...);
+        float_backward_kv<4, 4>(head.size, head.values, arguments...);
     } else {
-        float_backward_kv<2, 8>(head.size, arguments...);
+        float_backward_kv<2, 8>(head.size, head.values, arguments...);
     }
 }
 template <typename... A>
 __device__ __forceinline__ void attention_backward_q(AnyHead head, A... arguments) {
     if (head.size <= 64) {
-        float_backward_q<4, 4>(head.size, arguments...);
+        float_backward_q<4, 4>(head.size, head.values, arguments...);
     } else {
-        float_backward_q<2, 8>(head.size, arguments...);
+        float_backward_q<2, 8>(head.size, head.values, arguments...);
     }
 }
 template <typename... A>
 __device__ __forceinline__ void attention_backward_bias(AnyHead head, A... arguments) {
     if (head.size <= 64) {
-        float_backward_bias<4, 4>(head.size, arguments...);
+        float_backward_bias<4, 4>(head.size, head.values, arguments...);
     } else {
-        float_backward_bias<2, 8>(head.size, arguments...);
+        float_backward_bias<2, 8>(head.size, head.values, arguments...);
     }
 }
 
 // delta = sum over d of o * do: a warp a row of a head.
 template <typename T>
 __device__ __forceinline__ void attention_delta(const T* o, const T* d_o, float* delta, int batch, int heads, int t,
-                                                int head_dim, long long o_stride, long long do_stride) {
+                                                int value_dim, long long o_stride, long long do_stride) {
     const long long index = (long long)blockIdx.x * 8 + threadIdx.x / 32;
     const long long row = index / heads;
     const int h = index % heads;
     if (row >= (long long)batch * t) return;
-    const T *a = o + row * o_stride + h * head_dim, *b = d_o + row * do_stride + h * head_dim;
+    const T *a = o + row * o_stride + h * value_dim, *b = d_o + row * do_stride + h * value_dim;
     float sum = 0;
-    over_range(int(threadIdx.x % 32), 32, head_dim, is_aligned(a) && is_aligned(b),
+    over_range(int(threadIdx.x % 32), 32, value_dim, is_aligned(a) && is_aligned(b),
                [&](int, float u, float v) { sum += u * v; }, a, b);
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) delta[(row / t * heads + h) * t + row % t] = sum;
 }
 
-#define EXPORT_DELTA(T, type)                                                                                        \
-    KERNEL(256, attention_delta_##type, const T* o, const T* d_o, float* delta, int batch, int heads, int t,         \
-           int head_dim, long long o_stride, long long do_stride) {                                                  \
-        attention_delta(o, d_o, delta, batch, heads, t, head_dim, o_stride, do_stride);                              \
+#define EXPORT_DELTA(T, type)                                                                                \
+    KERNEL(256, attention_delta_##type, const T* o, const T* d_o, float* delta, int batch, int heads, int t, \
+           int value_dim, long long o_stride, long long do_stride) {                                         \
+        attention_delta(o, d_o, delta, batch, heads, t, value_dim, o_stride, do_stride);                     \
     }
 FOR_TYPES(EXPORT_DELTA)
 
 // The kernels of a number type and, for bf16, a head size.
 #define EXPORT(threads, T, suffix, HEAD)                                                                              \
     KERNEL(threads, attention_forward_##suffix, const T* q, const T* k, const T* v, T* o, float* lse,                 \
-           const u8* key_mask, const float* bias, int batch, int heads, int t, int s, int head_dim,                   \
+           const u8* key_mask, const float* bias, int batch, int heads, int t, int s, int head_dim, int value_dim,    \
            long long q_stride, long long k_stride, long long v_stride, long long o_stride, float scale, int causal) { \
         attention_forward(HEAD, q, k, v, o, lse, key_mask, bias, heads, t, s, q_stride, k_stride, v_stride, o_stride, \
                           scale, causal);                                                                             \
     }                                                                                                                 \
     KERNEL(threads, attention_backward_kv_##suffix, const T* q, const T* k, const T* v, const T* d_o,                 \
            const float* lse, const float* delta, const u8* key_mask, const float* bias, T* dk, T* dv, int batch,      \
-           int heads, int t, int s, int head_dim, long long q_stride, long long k_stride, long long v_stride,         \
-           long long do_stride, long long dk_stride, long long dv_stride, float scale, int causal) {                  \
+           int heads, int t, int s, int head_dim, int value_dim, long long q_stride, long long k_stride,              \
+           long long v_stride, long long do_stride, long long dk_stride, long long dv_stride, float scale,            \
+           int causal) {                                                                                              \
         attention_backward_kv(HEAD, q, k, v, d_o, lse, delta, key_mask, bias, dk, dv, heads, t, s, q_stride,          \
                               k_stride, v_stride, do_stride, dk_stride, dv_stride, scale, causal);                    \
     }                                                                                                                 \
     KERNEL(threads, attention_backward_q_##suffix, const T* q, const T* k, const T* v, const T* d_o,                  \
            const float* lse, const float* delta, const u8* key_mask, const float* bias, T* dq, int batch, int heads,  \
-           int t, int s, int head_dim, long long q_stride, long long k_stride, long long v_stride,                    \
+           int t, int s, int head_dim, int value_dim, long long q_stride, long long k_stride, long long v_stride,     \
            long long do_stride, long long dq_stride, float scale, int causal) {                                       \
         attention_backward_q(HEAD, q, k, v, d_o, lse, delta, key_mask, bias, dq, heads, t, s, q_stride, k_stride,     \
                              v_stride, do_stride, dq_stride, scale, causal);                                          \
     }                                                                                                                 \
     KERNEL(threads, attention_backward_bias_##suffix, const T* q, const T* k, const T* v, const T* d_o,               \
            const float* lse, const float* delta, const u8* key_mask, const float* bias, float* dbias, int batch,      \
-           int heads, int t, int s, int head_dim, long long q_stride, long long k_stride, long long v_stride,         \
-           long long do_stride, float scale, int causal, int accumulate) {                                            \
+           int heads, int t, int s, int head_dim, int value_dim, long long q_stride, long long k_stride,              \
+           long long v_stride, long long do_stride, float scale, int causal, int accumulate) {                        \
         attention_backward_bias(HEAD, q, k, v, d_o, lse, delta, key_mask, bias, dbias, batch, heads, t, s, q_stride,  \
                                 k_stride, v_stride, do_stride, scale, causal, accumulate);                            \
     }
-EXPORT(256, float, f32, AnyHead{head_dim})
+EXPORT(256, float, f32, (AnyHead{head_dim, value_dim}))
 EXPORT(128, bf16, bf16_d32, Head<32>{})
 EXPORT(128, bf16, bf16_d64, Head<64>{})
 EXPORT(128, bf16, bf16_d128, Head<128>{})

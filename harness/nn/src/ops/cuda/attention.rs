@@ -1,5 +1,6 @@
 //! Attention: see `ops/attention.rs`. Matrix products run on tensor cores in bfloat16 for heads of 32, 64 and
-//! 128; other head sizes are computed in float32. Rotary positions are applied to copies of queries and keys.
+//! 128; other head sizes, and values of another width than keys, are computed in float32. Rotary positions are applied to
+//! copies of queries and keys.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -10,10 +11,13 @@ use crate::ops::attention::{Inputs, Size};
 use crate::ops::{Attention, RopeTable, Scores};
 use crate::tape::{Grad, Value};
 
+/// Numbers of a head's keys that the kernels keep in registers. Values may be of any width.
+const MOST_OF_KEYS: usize = 128;
+
 pub(crate) fn attend(inputs: Inputs, attention: Attention, scores: Scores) -> Result<Value> {
     let size = inputs.size(attention)?;
-    if size.value_dim != size.head_dim {
-        bail!("attention: values of {} beside keys of {}: no CUDA kernels", size.value_dim, size.head_dim);
+    if size.head_dim > MOST_OF_KEYS {
+        bail!("attention: keys of {} numbers a head; on a GPU at most {MOST_OF_KEYS}", size.head_dim);
     }
     scores.check(size)?;
     let values = inputs.values();
@@ -24,8 +28,8 @@ pub(crate) fn attend(inputs: Inputs, attention: Attention, scores: Scores) -> Re
     let gpu = Gpu::of(first)?;
     let (dtype, width) = (first.dtype(), size.width());
     // the type the kernels compute with
-    let inner =
-        if dtype == DType::BF16 && matches!(size.head_dim, 32 | 64 | 128) { dtype } else { DType::F32 };
+    let on_tensor_cores = matches!(size.head_dim, 32 | 64 | 128) && size.value_dim == size.head_dim;
+    let inner = if dtype == DType::BF16 && on_tensor_cores { dtype } else { DType::F32 };
     let given: Vec<Tensor> =
         values.iter().map(|x| converted(&gpu, x.tensor(), inner)).collect::<Result<_>>()?;
     let call = Call {
@@ -45,15 +49,16 @@ pub(crate) fn attend(inputs: Inputs, attention: Attention, scores: Scores) -> Re
     Ok(tape.record(result, move |dy, flow| {
         let gpu = &call.gpu;
         let dy = converted(gpu, dy.tensor(), inner)?;
-        let shapes = [(size.batch, size.t, width), (size.batch, size.s, width), (size.batch, size.s, width)];
+        let widths = [width, width, size.value_width()];
+        let shapes = [(size.t, widths[0]), (size.s, widths[1]), (size.s, widths[2])];
         let (gradients, places) = if slots.len() == 1 {
             let packed = gpu.empty((size.batch, size.t, 3 * width), inner)?;
             let places = [0, width, 2 * width].map(|first| Operand::new(&packed, first, 3 * width));
             (vec![packed], places)
         } else {
-            let tensors = shapes.map(|shape| gpu.empty(shape, inner));
+            let tensors = shapes.map(|(rows, width)| gpu.empty((size.batch, rows, width), inner));
             let tensors: Vec<Tensor> = tensors.into_iter().collect::<Result<_>>()?;
-            let places = [0, 1, 2].map(|i: usize| Operand::new(&tensors[i], 0, width));
+            let places = [0, 1, 2].map(|i: usize| Operand::new(&tensors[i], 0, widths[i]));
             (tensors, places)
         };
         let delta = call.backward(&y, &dy, &lse, &places)?;
@@ -99,7 +104,9 @@ impl Operand {
 fn operands(gpu: &Gpu, given: Vec<Tensor>, size: Size, rope: Option<&RopeTable>) -> Result<[Operand; 3]> {
     let width = size.width();
     let [q, k, v] = match given.as_slice() {
-        [q, k, v] => [q, k, v].map(|x| Operand::new(x, 0, width)),
+        [q, k, v] => {
+            [(q, width), (k, width), (v, size.value_width())].map(|(x, width)| Operand::new(x, 0, width))
+        }
         _ => [0, width, 2 * width].map(|first| Operand::new(&given[0], first, 3 * width)),
     };
     let Some(table) = rope else { return Ok([q, k, v]) };
@@ -156,7 +163,9 @@ impl Call {
 
     /// Tiles and shared memory as the kernels lay them out.
     fn grid(&self, pass: Pass, dtype: DType) -> Grid {
-        let Size { batch, t, s, heads, head_dim, .. } = self.size;
+        let Size { batch, t, s, heads, head_dim, value_dim, .. } = self.size;
+        // slices of the values' columns
+        let mut slices = 1;
         // queries and keys of a tile
         let (m, n, threads, shared) = if dtype == DType::BF16 {
             let row = (head_dim + 8) * 2;
@@ -168,19 +177,23 @@ impl Call {
             };
             (64, if pass == Pass::Bias { n } else { 64 }, 128, shared)
         } else {
-            let m = if head_dim <= 64 { 64 } else { 32 };
-            let (row, p) = ((head_dim | 1) * 4 * m, m * (m + 1) * 4);
+            let (m, columns) = if head_dim <= 64 { (64, 64) } else { (32, 128) };
+            slices = value_dim.div_ceil(columns);
+            let tile = |columns: usize| (columns | 1) * 4 * m;
+            let (keys, values, p) = (tile(head_dim), tile(value_dim.min(columns)), m * (m + 1) * 4);
             let shared = match pass {
-                Pass::Forward => 2 * row + p,
-                Pass::Keys => 4 * row + 2 * p,
-                Pass::Queries => 4 * row + p,
-                Pass::Bias => 4 * row,
+                Pass::Forward => keys + keys.max(values) + p,
+                Pass::Keys => 2 * keys + 2 * values + 2 * p,
+                Pass::Queries => 2 * keys + 2 * values + p,
+                Pass::Bias => 2 * keys + 2 * values,
             };
             (m, m, 256, shared)
         };
         let blocks = match pass {
-            Pass::Forward | Pass::Queries => (t.div_ceil(m), batch * heads, 1),
-            Pass::Keys => (s.div_ceil(n), batch * heads, 1),
+            Pass::Forward => (t.div_ceil(m), batch * heads, slices),
+            Pass::Queries => (t.div_ceil(m), batch * heads, 1),
+            // of several slices each has a block, and the gradient of the keys one more
+            Pass::Keys => (s.div_ceil(n), batch * heads, if slices > 1 { slices + 1 } else { 1 }),
             Pass::Bias => (s.div_ceil(n), t.div_ceil(m), heads),
         };
         Grid { blocks, threads, shared }
@@ -195,9 +208,9 @@ impl Call {
         strides: &[usize],
         last: Option<i32>,
     ) -> Result<()> {
-        let Size { batch, t, s, heads, head_dim, causal, .. } = self.size;
+        let Size { batch, t, s, heads, head_dim, value_dim, causal } = self.size;
         let mut arguments: Vec<Argument> = arrays.iter().map(|a| (*a).into()).collect();
-        for n in [batch, heads, t, s, head_dim] {
+        for n in [batch, heads, t, s, head_dim, value_dim] {
             arguments.push(int(n)?.into());
         }
         arguments.extend(strides.iter().map(|n| Argument::from(*n)));
@@ -219,19 +232,19 @@ impl Call {
     /// The result and the log-sum-exp of every row of scores, `[batch * heads, t]`.
     fn forward(&self, dtype: DType) -> Result<(Tensor, Tensor)> {
         let Size { batch, t, heads, .. } = self.size;
-        let y = self.gpu.empty((batch, t, self.size.width()), dtype)?;
+        let y = self.gpu.empty((batch, t, self.size.value_width()), dtype)?;
         let lse = self.gpu.empty((batch * heads, t), DType::F32)?;
         let ([q, k, v], [mask, bias]) = (&self.operands, self.scores()?);
         let arrays = [q.address()?, k.address()?, v.address()?, address(&y)?, address(&lse)?, mask, bias];
-        let strides = [q.stride, k.stride, v.stride, self.size.width()];
+        let strides = [q.stride, k.stride, v.stride, self.size.value_width()];
         self.launch(Pass::Forward, dtype, &arrays, &strides, None)?;
         Ok((y, lse))
     }
 
     /// Writes dq, dk and dv to their places. The result is what [`Call::backward_bias`] needs.
     fn backward(&self, y: &Tensor, dy: &Tensor, lse: &Tensor, places: &[Operand; 3]) -> Result<Tensor> {
-        let Size { batch, t, heads, head_dim, .. } = self.size;
-        let (width, dtype) = (self.size.width(), y.dtype());
+        let Size { batch, t, heads, value_dim, .. } = self.size;
+        let (width, dtype) = (self.size.value_width(), y.dtype());
         let delta = self.gpu.empty(lse.shape(), DType::F32)?;
         let grid = Grid { blocks: ((batch * t * heads).div_ceil(8), 1, 1), threads: 256, shared: 0 };
         launch!(
@@ -245,7 +258,7 @@ impl Call {
             int(batch)?,
             int(heads)?,
             int(t)?,
-            int(head_dim)?,
+            int(value_dim)?,
             width,
             width,
         )?;
@@ -267,7 +280,7 @@ impl Call {
         let [q, k, v] = &self.operands;
         let dbias = self.gpu.empty((heads, t, s), DType::F32)?;
         let arrays = [self.gradient_inputs(dy, lse, delta)?.as_slice(), &[address(&dbias)?]].concat();
-        let strides = [q.stride, k.stride, v.stride, self.size.width()];
+        let strides = [q.stride, k.stride, v.stride, self.size.value_width()];
         self.launch(Pass::Bias, dy.dtype(), &arrays, &strides, Some(0))?;
         Ok(dbias)
     }

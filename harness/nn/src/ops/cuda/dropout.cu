@@ -25,9 +25,29 @@ __device__ __forceinline__ void dropout(const T* x, const T* residual, T* y, lon
     }
 }
 
+// One draw for all steps of a channel of a sequence.
+template <typename T>
+__device__ __forceinline__ void tied_dropout(const T* x, T* y, long long rows, int steps, int width, u32 threshold,
+                                             float scale, const u64* key, u64 call) {
+    const u64 mask = mix(key[0] + mix(call));
+    const bool packed = width % PACK == 0 && is_aligned(x) && is_aligned(y);
+    over_matrix(rows, width, packed, [&](auto size, long long row, int c) {
+        float v[size.value];
+        load_pack(x + row * width + c, v);
+        const u64 first = mask + quotient(row, steps) * width + c;
+#pragma unroll
+        for (int j = 0; j < size.value; ++j) v[j] = u32(mix(first + j) >> 32) >= threshold ? v[j] * scale : 0.0f;
+        store_pack(y + row * width + c, v);
+    });
+}
+
 #define EXPORT(T, t)                                                                                            \
     KERNEL(256, dropout_##t, const T* x, const T* residual, T* y, long long n, u32 threshold, float scale,      \
            const u64* key, u64 call) {                                                                          \
         dropout(x, residual, y, n, threshold, scale, key, call);                                                \
+    }                                                                                                           \
+    KERNEL(256, tied_dropout_##t, const T* x, T* y, long long rows, int steps, int width, u32 threshold,        \
+           float scale, const u64* key, u64 call) {                                                             \
+        tied_dropout(x, y, rows, steps, width, threshold, scale, key, call);                                    \
     }
 FOR_TYPES(EXPORT)

@@ -27,7 +27,7 @@ pub(crate) fn embedding(ids: &Value, table: &Tensor) -> Result<Value> {
 }
 
 /// Adds the rows of `dy` to the rows of a table's gradient that `ids` name.
-pub(super) fn add_rows(gpu: &Gpu, dy: &Tensor, ids: &Tensor, to: &Destination, vocab: usize) -> Result<()> {
+fn add_rows(gpu: &Gpu, dy: &Tensor, ids: &Tensor, to: &Destination, vocab: usize) -> Result<()> {
     let n = ids.elem_count();
     let width = dy.elem_count() / n.max(1);
     if !to.accumulate {

@@ -15,6 +15,7 @@ mod causal_convolution;
 mod columns;
 mod conv1d;
 mod cross_entropy;
+mod damped_average;
 pub(crate) mod device;
 mod diagonal_kernel;
 mod diagonal_scan;
@@ -39,6 +40,7 @@ mod squared_error;
 pub(crate) mod staging;
 mod sum;
 mod transpose;
+mod windows;
 
 use candle_core::{DType, Result, Tensor, bail};
 use device::{Gpu, Grid, address, launch};
@@ -53,10 +55,11 @@ pub(crate) use causal_convolution::causal_convolution;
 pub(crate) use columns::columns;
 pub(crate) use conv1d::{causal_conv1d, depthwise_conv1d};
 pub(crate) use cross_entropy::{cross_entropy, linear_cross_entropy};
+pub(crate) use damped_average::damped_taps;
 pub(crate) use diagonal_kernel::diagonal_taps;
 pub(crate) use diagonal_scan::diagonal_scan;
 pub(crate) use distillation::distillation;
-pub(crate) use dropout::dropout;
+pub(crate) use dropout::{dropout, tied_dropout};
 pub(crate) use embedding::embedding;
 pub(crate) use glu::glu;
 pub(crate) use layer_norm::layer_norm;
@@ -73,6 +76,7 @@ pub(crate) use selective_scan::selective_scan;
 pub(crate) use squared_error::mean_squared_error;
 pub(crate) use sum::sum;
 pub(crate) use transpose::transpose;
+pub(crate) use windows::{joined, windows};
 
 /// Sends a gradient on, for code that knows of no device.
 pub(crate) fn send(flow: &mut Flow, slot: Option<usize>, grad: Grad) -> Result<()> {

@@ -15,7 +15,7 @@ pub(crate) fn transpose(x: &Value) -> Result<Value> {
 }
 
 /// The last two of three dimensions swapped.
-pub(super) fn swapped(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
+fn swapped(gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
     let (batch, rows, cols) = x.dims3()?;
     let y = gpu.empty((batch, cols, rows), x.dtype())?;
     let grid = Grid { blocks: (cols.div_ceil(32), rows.div_ceil(32), batch), threads: 256, shared: 0 };
