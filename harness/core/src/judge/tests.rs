@@ -255,15 +255,21 @@ fn values_that_are_not_numbers_decide_nothing() {
 }
 
 #[test]
-fn identical_differences_decide_from_six_seeds_on() {
-    let c = claim("c", 0.0, &["new"], false);
-    let same = |v: f64, n: usize| verdict_of(&c, vec![("base", vec![2.0; n]), ("new", vec![v; n])]);
-    assert_eq!(same(1.0, 6).outcome, Outcome::Reproduced);
-    assert_eq!(same(3.0, 6).outcome, Outcome::NotReproduced);
-    let three = same(1.0, 3);
+fn identical_differences_of_what_was_counted_decide_from_six_seeds_on() {
+    let relative = claim("c", 0.0, &["new"], false);
+    let counted = relative.replace("\"relative\"", "\"absolute\"");
+    let same = |claims: &str, v: f64, n: usize| {
+        verdict_of(claims, vec![("base", vec![2.0; n]), ("new", vec![v; n])])
+    };
+    assert_eq!(same(&counted, 1.0, 6).outcome, Outcome::Reproduced);
+    assert_eq!(same(&counted, 3.0, 6).outcome, Outcome::NotReproduced);
+    let three = same(&counted, 1.0, 3);
     assert_eq!((three.outcome, three.comparisons[0].p), (Outcome::Inconclusive, 0.25));
     assert!(three.reason.contains("Holm p 0.250): Holm p is not below 0.05"), "{}", three.reason);
-    let equal = same(2.0, 6);
+    // as much memory with every seed
+    assert_eq!(same(&relative, 1.0, 3).outcome, Outcome::Reproduced);
+    assert_eq!(same(&relative, 3.0, 3).outcome, Outcome::NotReproduced);
+    let equal = same(&counted, 2.0, 6);
     assert_eq!(equal.outcome, Outcome::Inconclusive);
     assert!(equal.reason.contains("is the same as that of Transformer"), "{}", equal.reason);
 }
