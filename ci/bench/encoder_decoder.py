@@ -47,6 +47,11 @@ class Layer(nn.Module):
         return x + self.wo(F.relu(self.wi(self.norm3(x))))
 
 
+def pairs(distances):
+    """Buckets of distances, from the first key and the last query on, as [queries, keys] of a square."""
+    return distances.unfold(0, (len(distances) + 1) // 2, 1).flip(0)
+
+
 class Stack(nn.Module):
     def __init__(self, config, decoder):
         super().__init__()
@@ -68,7 +73,7 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         width = config["hidden_size"]
         self.source, self.target, self.labels = data["source"], data["target"], data["labels"].flatten()
-        self.encoder_buckets, self.decoder_buckets = data["encoder_buckets"], data["decoder_buckets"]
+        self.encoder_buckets, self.decoder_buckets = pairs(data["encoder_buckets"]), pairs(data["decoder_buckets"])
         t = self.target.shape[1]
         self.hidden = torch.ones(t, t, dtype=torch.bool).triu(1)
         self.scale = width**-0.5

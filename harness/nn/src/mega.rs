@@ -167,12 +167,11 @@ impl Mega {
         let (batch, l, _) = q.tensor().dims3()?;
         let chunk = chunk.map_or(l, |chunk| chunk.min(l));
         let attention = Attention { heads: 1, scale: 1.0 / (shared as f64).sqrt(), causal: !bidirectional };
-        let furthest = positions as i64 - 1;
-        let row = |i: usize, j: usize| ((j as i64 - i as i64).clamp(-furthest, furthest) + furthest) as u32;
-        let rows: Vec<u32> = (0..chunk * chunk).map(|p| row(p / chunk, p % chunk)).collect();
+        let (reach, furthest) = (chunk as i64 - 1, positions as i64 - 1);
+        let rows = (-reach..=reach).map(|d| (d.clamp(-furthest, furthest) + furthest) as u32);
         let device = q.tensor().device();
-        let rows = q.constant_beside(Tensor::from_vec(rows, (chunk, chunk), device)?);
-        let bias = rows.relative_bias(&self.positions)?;
+        let bias =
+            q.constant_beside(Tensor::from_iter(rows, device)?).relative_bias(chunk, &self.positions)?;
         if chunk == l {
             return q.attention_with(k, v, attention, Scores { bias: Some(&bias), ..Scores::default() });
         }

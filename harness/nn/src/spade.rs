@@ -6,13 +6,10 @@ use candle_nn::{Init, VarBuilder};
 
 use crate::init;
 use crate::layers::{LayerNorm, Linear};
-use crate::ops::{Attention, Scores, window_mask};
+use crate::ops::{Attention, OUT_OF_REACH, Scores, window_mask};
 use crate::s4d::{S4d, S4dConfig};
 use crate::t5::relative_bucket;
 use crate::tape::Value;
-
-/// Added to the scores of keys that are out of reach.
-const UNSEEN: f64 = -1e9;
 
 /// How a query attends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,21 +95,13 @@ impl LocalAttention {
         let block = l.min(radius + 1);
         let before = if block < l { radius } else { 0 };
         let after = if bidirectional { before } else { 0 };
-        let keys = before + block + after;
-        // of a key to a query of the same block
-        let relative = |p: usize| (p % keys) as i64 - (p / keys + before) as i64;
-        let rows =
-            (0..block * keys).map(|p| relative_bucket(relative(p), bidirectional, buckets, max_distance));
-        let rows = Tensor::from_vec(rows.collect::<Vec<u32>>(), (block, keys), device)?;
-        let mut bias = x.constant_beside(rows).relative_bias(&self.table)?;
-        if before > 0 {
-            let far = |p: usize| relative(p % (block * keys)).unsigned_abs() as usize > radius;
-            let shifts: Vec<f64> =
-                (0..heads * block * keys).map(|p| if far(p) { UNSEEN } else { 0.0 }).collect();
-            let shifts = Tensor::from_vec(shifts, (heads, block, keys), &candle_core::Device::Cpu)?;
-            let shifts = shifts.to_dtype(bias.tensor().dtype())?.to_device(device)?;
-            bias = bias.add(&x.constant_beside(shifts))?;
-        }
+        let reach = |d: i64| match d.unsigned_abs() as usize > radius && before > 0 {
+            true => OUT_OF_REACH,
+            false => relative_bucket(d, bidirectional, buckets, max_distance),
+        };
+        let (first, last) = (before + block - 1, block + after);
+        let rows = Tensor::from_iter((-(first as i64)..last as i64).map(reach), device)?;
+        let bias = x.constant_beside(rows).relative_bias(block, &self.table)?;
         let scale = 1.0 / (width.div_ceil(heads) as f64).sqrt();
         let attention = Attention { heads, scale, causal: !bidirectional };
         let y = if block == l {

@@ -7,7 +7,6 @@
 //! weights, which are never stored.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
@@ -205,22 +204,23 @@ pub fn relative_bucket(relative: i64, bidirectional: bool, buckets: usize, max_d
     (within + if ahead && bidirectional { of_one_direction } else { 0 }) as u32
 }
 
-/// [`relative_bucket`] of every pair of a query and a key, `[queries, keys]`; the last query stands at the last key.
+/// [`relative_bucket`] of every distance of `keys` from `queries`, as [`Value::relative_bias`] wants them; the last query
+/// stands at the last key.
 ///
 /// # Errors
-/// More queries than keys.
+/// More queries than keys, or none.
 pub fn relative_buckets(
     (queries, keys): (usize, usize),
     bidirectional: bool,
     buckets: usize,
     max_distance: usize,
 ) -> Result<Tensor> {
-    let Some(past) = keys.checked_sub(queries) else { bail!("{queries} queries for {keys} keys") };
-    let bucket = |query: usize, key: usize| {
-        relative_bucket(key as i64 - (past + query) as i64, bidirectional, buckets, max_distance)
-    };
-    let all: Vec<u32> = (0..queries).flat_map(|q| (0..keys).map(move |k| bucket(q, k))).collect();
-    Tensor::from_vec(all, (queries, keys), &Device::Cpu)
+    if queries == 0 || queries > keys {
+        bail!("{queries} queries for {keys} keys");
+    }
+    let last = keys as i64 - 1;
+    let all = (-last..queries as i64).map(|d| relative_bucket(d, bidirectional, buckets, max_distance));
+    Tensor::from_iter(all, &Device::Cpu)
 }
 
 fn normal(stdev: f64) -> Init {
@@ -327,8 +327,6 @@ struct Stack {
     bidirectional: bool,
     buckets: usize,
     max_distance: usize,
-    /// Of the last call's numbers of queries and keys, where the table is: batches of one shape upload them once.
-    pairs: Mutex<Option<((usize, usize), Tensor)>>,
     blocks: Vec<Block>,
     norm: RmsNorm,
     dropout: f64,
@@ -346,7 +344,6 @@ impl Stack {
             bidirectional: !decoder,
             buckets,
             max_distance: config.relative_attention_max_distance,
-            pairs: Mutex::default(),
             blocks: (0..layers).map(block).collect::<Result<_>>()?,
             norm: RmsNorm::new(config.d_model, config.layer_norm_epsilon, vb.pp("final_layer_norm"))?,
             dropout: config.dropout_rate,
@@ -355,18 +352,9 @@ impl Stack {
 
     /// The bias on the scores of self-attention, `[heads, queries, keys]`.
     fn bias(&self, beside: &Value, queries: usize, keys: usize) -> Result<Value> {
-        let sizes = (queries, keys);
-        let mut last = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
-        let buckets = match &*last {
-            Some((of, buckets)) if *of == sizes => buckets.clone(),
-            _ => {
-                let buckets = relative_buckets(sizes, self.bidirectional, self.buckets, self.max_distance)?;
-                let buckets = buckets.to_device(self.relative.device())?;
-                *last = Some((sizes, buckets.clone()));
-                buckets
-            }
-        };
-        beside.constant_beside(buckets).relative_bias(&self.relative)
+        let buckets = relative_buckets((queries, keys), self.bidirectional, self.buckets, self.max_distance)?;
+        let buckets = buckets.to_device(self.relative.device())?;
+        beside.constant_beside(buckets).relative_bias(queries, &self.relative)
     }
 
     /// Embedded tokens `[batch, t, d_model]` to states after the last norm. `mask` is of the tokens themselves, `source`

@@ -100,7 +100,7 @@ fn forward_and_backward(case: &Case, tally: &mut Tally) {
             config.relative_attention_max_distance,
         );
         let table = format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
-        let bias = Value::from(buckets.unwrap()).relative_bias(&parameters.get(&table).unwrap()).unwrap();
+        let bias = Value::from(buckets.unwrap()).relative_bias(n, &parameters.get(&table).unwrap()).unwrap();
         tally.tensor(&case.name, name, bias.tensor(), case.tensor(name), within(1e-6, 0.0));
     }
     let gradients = Gradients::default();

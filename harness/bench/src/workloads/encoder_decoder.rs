@@ -76,15 +76,15 @@ impl Workload for EncoderDecoder {
         let words = |name: &str, len: usize| {
             Tensor::from_vec(draw(name, rows * len, self.vocab_size), (rows, len), &Device::Cpu)
         };
-        let pairs = |len: usize, bidirectional| {
+        let distances = |len: usize, bidirectional| {
             relative_buckets((len, len), bidirectional, self.buckets, MAX_DISTANCE)?.to_dtype(DType::I64)
         };
         Ok(HashMap::from([
             ("source".to_owned(), words("t5 source", s)?),
             ("target".to_owned(), words("t5 target", t)?),
             ("labels".to_owned(), words("t5 labels", t)?),
-            ("encoder_buckets".to_owned(), pairs(s, true)?),
-            ("decoder_buckets".to_owned(), pairs(t, false)?),
+            ("encoder_buckets".to_owned(), distances(s, true)?),
+            ("decoder_buckets".to_owned(), distances(t, false)?),
         ]))
     }
 
@@ -161,7 +161,7 @@ struct Layer {
 
 struct Stack {
     relative: Tensor,
-    /// `[len, len]`, u32.
+    /// Of distances, `[2 len - 1]`, u32.
     buckets: Tensor,
     layers: Vec<Layer>,
     norm: RmsNorm,
@@ -196,7 +196,8 @@ impl Stack {
     }
 
     fn forward(&self, x: &Value, encoded: Option<&Value>) -> Result<Value> {
-        let bias = x.constant_beside(self.buckets.clone()).relative_bias(&self.relative)?;
+        let buckets = x.constant_beside(self.buckets.clone());
+        let bias = buckets.relative_bias(x.tensor().dim(1)?, &self.relative)?;
         let mut x = x.clone();
         for layer in &self.layers {
             let h = layer.norm1.forward(&x)?;

@@ -53,6 +53,7 @@ pub use discretisation::Discretisation;
 pub use dropout::Dropout;
 pub use gemm::{FOREIGN_PRODUCTS, matmul_nn, matmul_nt, matmul_tn};
 pub use low_rank_kernel::LowRankKernel;
+pub use relative_bias::OUT_OF_REACH;
 pub use rope::RopeTable;
 pub use selective_scan::SelectiveScan;
 

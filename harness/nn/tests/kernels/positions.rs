@@ -154,25 +154,33 @@ fn positions_of_both_types() {
 }
 
 fn relative_bias<T: Number>(cuda: &Emulator) {
-    for (pairs, heads, rows) in [(1usize, 1usize, 1usize), (70, 3, 5), (2500, 2, 40)] {
-        let buckets: Vec<u32> = (0..pairs as u64).map(|i| (hash(i, 1) % rows as u64) as u32).collect();
+    for (t, s, heads, rows) in [(1usize, 1usize, 1usize, 1usize), (7, 10, 3, 5), (50, 50, 2, 40)] {
+        let (pairs, distances) = (t * s, (t + s - 1) as u64);
+        let bucket = |i: u64| if i % 5 == 3 { u32::MAX } else { (hash(i, 1) % rows as u64) as u32 };
+        let buckets: Vec<u32> = (0..distances).map(bucket).collect();
         let (table, dbias) = (numbers::<T>(rows * heads, 2), numbers::<T>(heads * pairs, 3));
         let mut bias = unwritten::<T>(heads * pairs);
         launch!(cuda, format!("relative_bias_forward_{}", T::SUFFIX), elementwise(heads * pairs), 256, 0;
-            &buckets, &table, &mut bias, pairs as i64, heads as i32, rows as i32);
+            &buckets, &table, &mut bias, t as i32, s as i32, heads as i32, rows as i32);
         let table = wide(&table);
         let mut dtable = vec![0f64; rows * heads];
         let mut expected = Vec::new();
         for (i, dbias) in wide(&dbias).into_iter().enumerate() {
-            let at = buckets[i % pairs] as usize * heads + i / pairs;
-            expected.push(table[at]);
-            dtable[at] += dbias;
+            let (head, query, key) = (i / pairs, i % pairs / s, i % s);
+            match buckets[t - 1 - query + key] {
+                u32::MAX => expected.push(T::from_f32(-1e9).to_f64()),
+                bucket => {
+                    let at = bucket as usize * heads + head;
+                    expected.push(table[at]);
+                    dtable[at] += dbias;
+                }
+            }
         }
         assert_near("relative bias", &bias, &expected, 0.0);
         let count = pairs.div_ceil(2048);
         let mut parts = unwritten::<f32>(count * rows * heads);
         launch!(cuda, format!("relative_bias_backward_{}", T::SUFFIX), (count, heads, 1), 256, 0;
-            &buckets, &dbias, &mut parts, pairs as i64, heads as i32, rows as i32);
+            &buckets, &dbias, &mut parts, t as i32, s as i32, heads as i32, rows as i32);
         let got = sum_parts(cuda, &parts, rows * heads);
         assert_near("relative bias: dtable", &got, &with_ones(&dtable), 1e-5);
     }

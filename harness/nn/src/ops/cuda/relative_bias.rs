@@ -11,19 +11,18 @@ const MODULE: &str = "relative_bias";
 /// Pairs a block of the backward pass works on.
 const PAIRS: usize = 2048;
 
-pub(crate) fn relative_bias(buckets: &Value, table: &Tensor) -> Result<Value> {
-    let (t, s) = buckets.tensor().dims2()?;
+pub(crate) fn relative_bias(buckets: &Value, (t, s): (usize, usize), table: &Tensor) -> Result<Value> {
     let (rows, heads) = table.dims2()?;
     if buckets.tensor().dtype() != DType::U32 {
         bail!("relative_bias: buckets of type u32 are expected, got {:?}", buckets.tensor().dtype());
     }
     let gpu = Gpu::of(table)?;
-    let (pairs, heads_, rows_) = (t * s, int(heads)?, int(rows)?);
+    let (pairs, queries, keys, heads_, rows_) = (t * s, int(t)?, int(s)?, int(heads)?, int(rows)?);
     let y = gpu.empty((heads, t, s), table.dtype())?;
     let (forward, grid, to) =
         (kernel("relative_bias_forward", table)?, elements(heads * pairs), address(&y)?);
     let from = address(buckets.tensor())?;
-    launch!(gpu, MODULE, &forward, grid, from, address(table)?, to, pairs, heads_, rows_)?;
+    launch!(gpu, MODULE, &forward, grid, from, address(table)?, to, queries, keys, heads_, rows_)?;
     let Some(tape) = Value::recording(&[buckets], &[table]) else { return Ok(buckets.unrecorded(y)) };
     let (buckets, table) = (buckets.tensor().clone(), table.clone());
     Ok(tape.record(y, move |dy, flow| {
@@ -33,7 +32,7 @@ pub(crate) fn relative_bias(buckets: &Value, table: &Tensor) -> Result<Value> {
         let (backward, from) = (kernel("relative_bias_backward", dy.tensor())?, address(&buckets)?);
         let grid = Grid { blocks: (parts, heads, 1), threads: 256, shared: 0 };
         let (dy, sums) = (address(dy.tensor())?, address(&partial)?);
-        launch!(gpu, MODULE, &backward, grid, from, dy, sums, pairs, heads_, rows_)?;
+        launch!(gpu, MODULE, &backward, grid, from, dy, sums, queries, keys, heads_, rows_)?;
         sum_parts(&gpu, &partial, &to)
     }))
 }
