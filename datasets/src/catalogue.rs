@@ -169,15 +169,20 @@ pub fn catalogue() -> &'static Catalogue {
 }
 
 impl Catalogue {
-    /// The data set of that name.
+    /// The data set or checkpoint of that name.
     ///
     /// # Errors
     /// There is none; the error names those that there are.
     pub fn get(&self, name: &str) -> Result<&Entry, Error> {
-        self.entries.iter().find(|entry| entry.name == name).ok_or_else(|| Error::UnknownDataset {
-            name: name.to_owned(),
-            known: self.entries.iter().map(|entry| entry.name.clone()).collect(),
-        })
+        self.among("data set", name, |_| true)
+    }
+
+    /// The data set of that name, of which something is read as text.
+    ///
+    /// # Errors
+    /// There is none; the error names those that there are.
+    pub fn text(&self, name: &str) -> Result<&Entry, Error> {
+        self.among("text", name, Entry::has_text)
     }
 
     /// The checkpoint of that name.
@@ -185,9 +190,15 @@ impl Catalogue {
     /// # Errors
     /// There is none; the error names those that there are.
     pub fn model(&self, name: &str) -> Result<&Entry, Error> {
-        self.entries.iter().find(|entry| entry.name == name && entry.is_model()).ok_or_else(|| {
-            let known = self.entries.iter().filter(|entry| entry.is_model());
-            Error::UnknownModel { name: name.to_owned(), known: known.map(|e| e.name.clone()).collect() }
+        self.among("checkpoint", name, Entry::is_model)
+    }
+
+    fn among(&self, what: &'static str, name: &str, fits: fn(&Entry) -> bool) -> Result<&Entry, Error> {
+        let entries = || self.entries.iter().filter(|entry| fits(entry));
+        entries().find(|entry| entry.name == name).ok_or_else(|| Error::UnknownEntry {
+            what,
+            name: name.to_owned(),
+            known: entries().map(|entry| entry.name.clone()).collect(),
         })
     }
 
@@ -208,6 +219,10 @@ impl Entry {
     /// It is not valid, has an unknown `replica:` key, or a file that could never be verified.
     pub fn from_croissant(label: &str, json: &str) -> Result<Self, Error> {
         croissant::parse(label, json)
+    }
+
+    fn has_text(&self) -> bool {
+        self.files.iter().any(|file| !matches!(file.format, Format::Binary | Format::Model))
     }
 
     /// Whether it is a pre-trained model.

@@ -11,18 +11,11 @@ use crate::download::DownloadProblem;
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The catalogue has no such data set.
-    #[error("unknown data set `{name}`; the catalogue has: {}", .known.join(", "))]
-    UnknownDataset {
-        /// What was asked for.
-        name: String,
-        /// What there is.
-        known: Vec<String>,
-    },
-
-    /// The catalogue has no such checkpoint.
-    #[error("unknown checkpoint `{name}`; the catalogue has: {}", .known.join(", "))]
-    UnknownModel {
+    /// The catalogue has nothing of this kind under this name.
+    #[error("unknown {what} `{name}`; the catalogue has: {}", .known.join(", "))]
+    UnknownEntry {
+        /// The kind: data set, text or checkpoint.
+        what: &'static str,
         /// What was asked for.
         name: String,
         /// What there is.

@@ -82,7 +82,7 @@ impl TextDataset {
     /// # Errors
     /// As for [`load`](Self::load).
     pub fn load_splits(name: &str, splits: &[Split], sources: &Sources) -> Result<Self, Error> {
-        Self::load_entry(catalogue().get(name)?, splits, sources)
+        Self::load_entry(catalogue().text(name)?, splits, sources)
     }
 
     /// The same for a data set of another catalogue.

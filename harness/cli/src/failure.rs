@@ -80,7 +80,7 @@ impl From<replica_core::runner::RunError> for Failure {
 impl From<replica_datasets::Error> for Failure {
     fn from(error: replica_datasets::Error) -> Self {
         match error {
-            replica_datasets::Error::UnknownDataset { .. } => Self::Usage(error.into()),
+            replica_datasets::Error::UnknownEntry { .. } => Self::Usage(error.into()),
             _ => Self::Environment(error.into()),
         }
     }

@@ -341,6 +341,6 @@ fn accounting() -> Result<Experiment, PlanError> {
 
 /// Digests of a data set's files, as far as they are published; the others are recorded at their first download.
 fn published_digests(text: &str) -> Result<BTreeMap<String, Digest>, String> {
-    let entry = catalogue().get(text).map_err(|e| format!("text: {e}"))?;
+    let entry = catalogue().text(text).map_err(|e| format!("text: {e}"))?;
     Ok(entry.files.iter().filter_map(|file| Some((file.name.clone(), file.sha256.clone()?))).collect())
 }
