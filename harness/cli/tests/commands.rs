@@ -85,7 +85,7 @@ fn run_judges_reports_and_runs_nothing_twice() {
     let first = bench.run("run toy");
     assert_eq!(first.code, 0, "{}", first.err);
     assert!(first.out.contains("lower-loss  reproduced"), "{}", first.out);
-    assert!(first.out.contains("better vs base (test_loss)  +5.0"), "{}", first.out);
+    assert!(first.out.contains("placement: better vs base, test_loss  +5.0"), "{}", first.out);
     assert!(first.out.contains("the data is not public"), "{}", first.out);
     assert!(first.out.contains("22 trials run, 0 had been run before, 0 failed"), "{}", first.out);
     assert!(first.out.contains("report: ") && bench.path("site/index.html").exists());

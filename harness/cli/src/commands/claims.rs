@@ -1,8 +1,8 @@
 //! The table of claims and verdicts.
 
-use replica_core::claim::EffectKind;
-use replica_core::verdict::ComparisonResult;
-use replica_core::{Evidence, Outcome};
+use replica_core::claim::{Comparison, EffectKind, Test};
+use replica_core::verdict::{ComparisonResult, Verdict};
+use replica_core::{Evidence, Outcome, Plan};
 
 use crate::streams::{Streams, Tone};
 use crate::table::Table;
@@ -18,7 +18,7 @@ pub(crate) fn word(streams: &Streams, outcome: Outcome) -> String {
     streams.tone(tone, outcome.label())
 }
 
-/// One line a comparison, the claim's own line first, then the reasons in words.
+/// One line a comparison, the claim's own line first; then in words what no line shows.
 pub(crate) fn show(streams: &mut Streams, evidence: &Evidence) {
     let mut table = Table::new(&["claim", "verdict", "comparison", "effect", "95 % CI", "seeds", "Holm p"]);
     for verdict in &evidence.verdicts {
@@ -28,7 +28,7 @@ pub(crate) fn show(streams: &mut Streams, evidence: &Evidence) {
         }
         for (i, result) in verdict.comparisons.iter().enumerate() {
             let head = if i == 0 { head.clone() } else { Default::default() };
-            table.row(head.into_iter().chain(cells(result)));
+            table.row(head.into_iter().chain(cells(result, &evidence.plan)));
         }
     }
     let heading = format!(
@@ -40,23 +40,38 @@ pub(crate) fn show(streams: &mut Streams, evidence: &Evidence) {
     for line in table.lines() {
         streams.result(&line);
     }
-    for verdict in &evidence.verdicts {
+    for verdict in evidence.verdicts.iter().filter(|verdict| !explained_by_rows(verdict, evidence)) {
         streams.result(&format!("  {}: {}", verdict.claim, verdict.reason));
     }
 }
 
-fn cells(result: &ComparisonResult) -> [String; 5] {
-    let comparison = &result.comparison;
-    let size = |x: f64| match comparison.effect {
-        EffectKind::Relative => format!("{:+.2} %", 100.0 * x),
-        EffectKind::Absolute => format!("{x:+.4}"),
+/// Whether all comparisons were measured and no guard is open, so that effects, intervals and p say why.
+fn explained_by_rows(verdict: &Verdict, evidence: &Evidence) -> bool {
+    let claim = evidence.paper.claims.iter().find(|claim| claim.id == verdict.claim);
+    claim.is_some_and(|claim| {
+        let closed = verdict.guards.iter().filter(|guard| guard.outcome == Outcome::Reproduced).count();
+        matches!(&claim.test, Test::Paired { comparisons } if comparisons.len() == verdict.comparisons.len())
+            && claim.guards.len() == closed
+    })
+}
+
+fn cells(result: &ComparisonResult, plan: &Plan) -> [String; 5] {
+    let Comparison { experiment, metric, treatment, control, effect, .. } = &result.comparison;
+    let found = plan.experiment(experiment).and_then(|e| e.metrics.iter().find(|m| m.name == *metric));
+    let (factor, digits, unit) = match (effect, found) {
+        (EffectKind::Relative, _) => (100.0, 2, "%"),
+        (EffectKind::Absolute, Some(metric)) => (1.0, metric.digits, metric.unit_of_differences()),
+        (EffectKind::Absolute, None) => (1.0, 4, ""),
     };
+    let number = |x: f64| format!("{:+.digits$}", factor * x);
+    let with_unit = |text: String| if unit.is_empty() { text } else { format!("{text} {unit}") };
     let (low, high) = result.interval;
+    let interval = format!("{} to {}", number(low), number(high));
     [
-        format!("{} vs {} ({})", comparison.treatment, comparison.control, comparison.metric),
-        size(result.effect),
-        if result.pairs.len() > 1 { format!("{} to {}", size(low), size(high)) } else { "-".to_owned() },
+        format!("{experiment}: {treatment} vs {control}, {metric}"),
+        with_unit(number(result.effect)),
+        if result.pairs.len() > 1 { with_unit(interval) } else { "-".to_owned() },
         result.pairs.len().to_string(),
-        format!("{:.3}", result.p_holm),
+        if result.p_holm < 0.001 { "< 0.001".to_owned() } else { format!("{:.3}", result.p_holm) },
     ]
 }
