@@ -226,6 +226,17 @@ pub fn open(device: trial::Device) -> Result<candle_core::Device> {
     }
 }
 
+/// The first GPU for a test, or nothing and a line that says why. It goes past the test harness, which would swallow it.
+#[cfg(feature = "cuda")]
+pub fn gpu_for_tests() -> Option<candle_core::Device> {
+    use std::io::Write as _;
+    let opened = open(trial::Device::Cuda(0));
+    if let Err(why) = &opened {
+        let _ = writeln!(std::io::stderr(), "skipped, no GPU: {why}");
+    }
+    opened.ok()
+}
+
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_: usize) -> Result<candle_core::Device> {
     candle_core::bail!("this program was built without CUDA; build it with `--features cuda`")

@@ -4,24 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
-use std::io::Write as _;
 
 use candle_core::{DType, Device, Tensor};
-use replica_core::trial;
 use replica_nn::{Gradients, Parameters, Tape, accelerator};
 use replica_train::AdamW;
 use replica_train::adamw::{Group, Options, Outcome};
-
-/// The first GPU, or nothing and a line that says why. It goes past the test harness, which would swallow it.
-fn gpu() -> Option<Device> {
-    match accelerator::open(trial::Device::Cuda(0)) {
-        Ok(device) => Some(device),
-        Err(why) => {
-            let _ = writeln!(std::io::stderr(), "skipped, no GPU: {why}");
-            None
-        }
-    }
-}
 
 /// `b` follows the main rate, `a` has a group of its own.
 fn options() -> Options {
@@ -73,7 +60,7 @@ fn host(t: &Tensor) -> Vec<f32> {
 
 #[test]
 fn steps_agree_with_the_cpu() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = accelerator::gpu_for_tests() else { return };
     let (expected, on_cpu, cpu_outcomes) = trained(DType::F32, &Device::Cpu);
     let (parameters, on_gpu, gpu_outcomes) = trained(DType::F32, &gpu);
     assert_eq!(gpu_outcomes.len(), 20);
@@ -96,7 +83,7 @@ fn steps_agree_with_the_cpu() {
 
 #[test]
 fn masters_are_single_precision_and_copies_follow() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = accelerator::gpu_for_tests() else { return };
     let (parameters, ..) = trained(DType::BF16, &gpu);
     for parameter in parameters.trained() {
         assert_eq!(parameter.master.dtype(), DType::F32);
@@ -114,7 +101,7 @@ fn masters_are_single_precision_and_copies_follow() {
 /// Found although nobody waited for the step, with its own number, and it changed nothing.
 #[test]
 fn a_gradient_that_is_not_finite_is_named_later() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = accelerator::gpu_for_tests() else { return };
     let parameters = parameters(DType::F32, &gpu);
     let mut optimiser = AdamW::new(&parameters, options()).unwrap();
     let weights = || host(parameters.all()[0].1.as_tensor());

@@ -4,7 +4,6 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::Write as _;
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device, Tensor};
@@ -15,17 +14,6 @@ use replica_lpa::{LanguageModel, ModelConfig, Setting};
 use replica_nn::ops::Dropout;
 use replica_nn::{Gradients, Parameters, Tape, accelerator};
 use replica_train::{Blocks, Log, Precision, Recipe, evaluate, train};
-
-/// The first GPU, or nothing and a line that says why. It goes past the test harness, which would swallow it.
-fn gpu() -> Option<Device> {
-    match accelerator::open(trial::Device::Cuda(0)) {
-        Ok(device) => Some(device),
-        Err(why) => {
-            let _ = writeln!(std::io::stderr(), "skipped, no GPU: {why}");
-            None
-        }
-    }
-}
 
 fn config(setting: Setting, head_dim: usize) -> ModelConfig {
     ModelConfig {
@@ -84,7 +72,7 @@ fn loss_and_gradients(config: &ModelConfig, dtype: DType, device: &Device) -> (f
 
 #[test]
 fn losses_and_gradients_agree_with_the_cpu() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = accelerator::gpu_for_tests() else { return };
     for setting in [Setting::One, Setting::Two] {
         for head_dim in [32, 40] {
             let config = config(setting, head_dim);
@@ -165,7 +153,7 @@ fn trained(device: &Device, dtype: Precision, learning_rate: f64) -> Result<Log,
 
 #[test]
 fn training_agrees_with_the_cpu() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = accelerator::gpu_for_tests() else { return };
     let expected = trained(&Device::Cpu, Precision::F32, 1e-3).unwrap();
     for (dtype, close) in [(Precision::F32, 1e-3), (Precision::Bf16, 2e-2)] {
         let log = trained(&gpu, dtype, 1e-3).unwrap();
@@ -183,7 +171,7 @@ fn training_agrees_with_the_cpu() {
 /// The same bits twice: nothing depends on the order in which blocks of threads finish.
 #[test]
 fn training_repeats_itself() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = accelerator::gpu_for_tests() else { return };
     for dtype in [Precision::F32, Precision::Bf16] {
         let (a, b) = (trained(&gpu, dtype, 1e-3).unwrap(), trained(&gpu, dtype, 1e-3).unwrap());
         assert_eq!(a.trace.first_difference(&b.trace), None, "{dtype:?}");

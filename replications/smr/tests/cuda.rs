@@ -5,10 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
-use std::io::Write as _;
 
 use candle_core::{DType, Device, Tensor};
-use replica_core::{Seed, trial};
+use replica_core::Seed;
 use replica_nn::ops::Dropout;
 use replica_nn::{Gradients, Parameters, Tape, accelerator};
 use replica_smr::data::{Batch, Targets};
@@ -16,17 +15,6 @@ use replica_smr::host::{InitialModes, S5Activation, S5Output};
 use replica_smr::model::{Encoder, Head, NormKind, NormPlace, Shape};
 use replica_smr::replay::{Channels, Place};
 use replica_smr::{HostConfig, Model, ModelConfig, ReplayConfig};
-
-/// The first GPU, or nothing and a line that says why. It goes past the test harness, which would swallow it.
-fn gpu() -> Option<Device> {
-    match accelerator::open(trial::Device::Cuda(0)) {
-        Ok(device) => Some(device),
-        Err(why) => {
-            let _ = writeln!(std::io::stderr(), "skipped, no GPU: {why}");
-            None
-        }
-    }
-}
 
 const ROWS: usize = 3;
 const LENGTH: usize = 40;
@@ -89,7 +77,7 @@ fn loss_and_gradients(config: &ModelConfig, dtype: DType, device: &Device) -> Ve
 }
 
 fn agrees(host: HostConfig, norm: NormKind) {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = accelerator::gpu_for_tests() else { return };
     let config = config(host, norm);
     let expected = loss_and_gradients(&config, DType::F32, &Device::Cpu);
     // rounding errors have no direction: what is compared is the length of the difference
