@@ -33,6 +33,47 @@ pub fn instruction_set() -> &'static str {
 /// definition, so it is the same on every processor.
 const LANES: usize = 16;
 
+/// Replaces `out[.., i]` by `f(out[.., i], inputs[.., i])`. Blocks of 16 positions are read before they are written: as far as
+/// a compiler sees, results may lie over inputs or over each other, and a loop over positions would take them one by one.
+///
+/// # Panics
+/// A slice is shorter than the first result.
+#[inline(always)]
+pub fn elementwise<T: Real, const O: usize, const I: usize>(
+    out: [&mut [T]; O],
+    inputs: [&[T]; I],
+    f: impl Fn([T; O], [T; I]) -> [T; O],
+) {
+    let n = out[0].len();
+    let (mut out, inputs) = (out.map(|out| &mut out[..n]), inputs.map(|input| &input[..n]));
+    let whole = n - n % LANES;
+    for at in (0..whole).step_by(LANES) {
+        let (mut y, mut x) = ([[T::zero(); LANES]; O], [[T::zero(); LANES]; I]);
+        for (y, out) in y.iter_mut().zip(&out) {
+            y.copy_from_slice(&out[at..at + LANES]);
+        }
+        for (x, input) in x.iter_mut().zip(&inputs) {
+            x.copy_from_slice(&input[at..at + LANES]);
+        }
+        for i in 0..LANES {
+            // not `map`, which takes the blocks by value and copies them
+            let results = f(std::array::from_fn(|k| y[k][i]), std::array::from_fn(|k| x[k][i]));
+            for (y, result) in y.iter_mut().zip(results) {
+                y[i] = result;
+            }
+        }
+        for (out, y) in out.iter_mut().zip(&y) {
+            out[at..at + LANES].copy_from_slice(y);
+        }
+    }
+    for i in whole..n {
+        let results = f(std::array::from_fn(|k| out[k][i]), inputs.map(|input| input[i]));
+        for (out, result) in out.iter_mut().zip(results) {
+            out[i] = result;
+        }
+    }
+}
+
 #[inline(always)]
 fn fold<T: Real>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
     let mut width = LANES / 2;
@@ -109,4 +150,22 @@ pub(crate) fn exp_in_place<T: Real>(x: &mut [T], shift: T) -> T {
         *v = (*v - shift).exp();
     }
     sum(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sums so far, over whole blocks and what is left of them.
+    #[test]
+    fn elementwise_is_the_loop_over_positions() {
+        for n in 0..3 * LANES + 2 {
+            let numbers = |factor: usize| (0..n).map(|i| (factor * i % 7) as f64).collect::<Vec<_>>();
+            let (a, b, mut sums, mut products) = (numbers(3), numbers(5), numbers(2), vec![f64::NAN; n]);
+            elementwise([&mut sums, &mut products], [&a, &b], |[sum, _], [a, b]| [sum + a, a * b]);
+            for i in 0..n {
+                assert_eq!((sums[i], products[i]), (numbers(2)[i] + a[i], a[i] * b[i]), "{i} of {n}");
+            }
+        }
+    }
 }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::linear::check_width;
 use super::{ROWS, for_device};
 use crate::real::Real;
+use crate::simd::{elementwise, vectorised};
 use crate::storage::{buffer, slice_mut, slices, tensor};
 use crate::tape::{Grad, Value, assign_or_add_rounded};
 
@@ -156,11 +157,17 @@ fn batch_norm<T: Real>(
     let mut y = buffer::<T>(x.tensor().elem_count());
     slices::<T, _, 3>([x.tensor(), weight, bias], |[x, w, b]| {
         y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                for i in 0..width {
-                    y[i] = ((x[i] - mean[i]) * inverse[i]).mul_add(w[i], b[i]);
-                }
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                        let inputs = [x, &mean, &inverse, w, b];
+                        elementwise([y], inputs, |_, [x, mean, inverse, w, b]| {
+                            [((x - mean) * inverse).mul_add(w, b)]
+                        });
+                    }
+                },
+            );
         });
     })?;
     let y = tensor(y, x.tensor().shape())?;
@@ -173,19 +180,23 @@ fn batch_norm<T: Real>(
             let normal = |i: usize, x: f64| (x - mean[i].to_f64()) * inverse[i].to_f64();
             let sums = column_sums((x, dy), width, |i, x, dy| [dy * normal(i, x), dy]);
             let part = |v: f64| T::from_f64(v * share);
-            let means: Vec<[T; 2]> = sums.iter().map(|[dw, db]| [part(*dw), part(*db)]).collect();
+            let (along, level): (Vec<T>, Vec<T>) = sums.iter().map(|[dw, db]| (part(*dw), part(*db))).unzip();
             dx.par_chunks_mut(ROWS * width)
                 .zip(x.par_chunks(ROWS * width))
                 .zip(dy.par_chunks(ROWS * width))
                 .for_each(|((dx, x), dy)| {
-                    let rows =
-                        dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width));
-                    for ((dx, x), dy) in rows {
-                        for i in 0..width {
-                            let ([along, level], normal) = (means[i], (x[i] - mean[i]) * inverse[i]);
-                            dx[i] = w[i] * inverse[i] * (dy[i] - level - normal * along);
-                        }
-                    }
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                            for ((dx, x), dy) in rows.zip(dy.chunks_exact(width)) {
+                                let inputs = [x, dy, &mean, &inverse, w, &along, &level];
+                                elementwise([dx], inputs, |_, [x, dy, mean, inverse, w, along, level]| {
+                                    [w * inverse * (dy - level - (x - mean) * inverse * along)]
+                                });
+                            }
+                        },
+                    );
                 });
             sums
         })?;

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::linear::{add_partial, check_width};
 use super::{ROWS, for_device};
 use crate::real::Real;
-use crate::simd::{dot, sum, sum_map, vectorised};
+use crate::simd::{dot, elementwise, sum, sum_map, vectorised};
 use crate::storage::{buffer, slice, tensor};
 use crate::tape::{Grad, Value};
 
@@ -47,9 +47,9 @@ fn layer_norm<T: Real>(x: &Value, weight: &Tensor, bias: &Tensor, eps: f64) -> R
                                     let var = sum_map(x, |v| (v - mean) * (v - mean)) / count;
                                     let r = T::one() / (var + eps).sqrt();
                                     (m[0], m[1]) = (mean, r);
-                                    for i in 0..width {
-                                        y[i] = ((x[i] - mean) * r).mul_add(w[i], b[i]);
-                                    }
+                                    elementwise([y], [x, w, b], |_, [x, w, b]| {
+                                        [((x - mean) * r).mul_add(w, b)]
+                                    });
                                 }
                             },
                         );
@@ -95,16 +95,13 @@ fn backward<T: Real>(dx: &mut [T], dy: &[T], x: &[T], w: &[T], moments: &[T]) ->
                         .zip(moments.chunks_exact(2))
                     {
                         let (mean, r) = (m[0], m[1]);
-                        for i in 0..width {
-                            normal[i] = (x[i] - mean) * r;
-                            dw[i] = dy[i].mul_add(normal[i], dw[i]);
-                            db[i] += dy[i];
-                            dx[i] = dy[i] * w[i];
-                        }
+                        let out = [&mut *dx, &mut normal[..], &mut dw[..], &mut db[..]];
+                        elementwise(out, [x, dy, w], |[_, _, dw, db], [x, dy, w]| {
+                            let normal = (x - mean) * r;
+                            [dy * w, normal, dy.mul_add(normal, dw), db + dy]
+                        });
                         let (m1, m2) = (sum(dx) / T::of(width), dot(dx, &normal) / T::of(width));
-                        for i in 0..width {
-                            dx[i] = r * (dx[i] - m1 - normal[i] * m2);
-                        }
+                        elementwise([dx], [&normal], |[dx], [normal]| [r * (dx - m1 - normal * m2)]);
                     }
                 },
             );

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::linear::{add_partial, check_width};
 use super::{ROWS, for_device};
 use crate::real::Real;
-use crate::simd::{dot, vectorised};
+use crate::simd::{dot, elementwise, vectorised};
 use crate::storage::{buffer, slice, tensor};
 use crate::tape::Value;
 
@@ -83,10 +83,9 @@ fn backward<T: Real>(dx: &mut [T], dy: &[T], x: &[T], w: &[T], inverse: &[T]) ->
                         .zip(x.chunks_exact(width))
                         .zip(inverse)
                     {
-                        for i in 0..width {
-                            dw[i] = (dy[i] * r).mul_add(x[i], dw[i]);
-                            dx[i] = dy[i] * w[i];
-                        }
+                        elementwise([&mut *dx, &mut dw[..]], [x, dy, w], |[_, dw], [x, dy, w]| {
+                            [dy * w, (dy * r).mul_add(x, dw)]
+                        });
                         let m = dot(dx, x) * r * r * r / T::of(width);
                         dx.iter_mut().zip(x).for_each(|(d, x)| *d = *d * r - *x * m);
                     }

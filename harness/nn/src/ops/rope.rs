@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::for_device;
 use crate::real::Real;
-use crate::simd::vectorised;
+use crate::simd::{elementwise, vectorised};
 use crate::storage::{buffer, slice, tensor};
 use crate::tape::{Grad, Value};
 
@@ -98,12 +98,10 @@ impl<T: Real> Angles<T> {
         let half = self.half;
         let (cos, sin) = (&self.cos[position * half..][..half], &self.sin[position * half..][..half]);
         let ((y1, y2), (x1, x2)) = (to.split_at_mut(half), from.split_at(half));
-        let (y2, x2) = (&mut y2[..half], &x2[..half]);
-        for i in 0..half {
-            let s = sign * sin[i];
-            y1[i] = x1[i] * cos[i] - x2[i] * s;
-            y2[i] = x2[i] * cos[i] + x1[i] * s;
-        }
+        elementwise([y1, y2], [x1, x2, cos, sin], |_, [x1, x2, cos, sin]| {
+            let sin = sign * sin;
+            [x1 * cos - x2 * sin, x2 * cos + x1 * sin]
+        });
     }
 }
 

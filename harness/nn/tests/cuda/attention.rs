@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use replica_nn::ops::{Attention, DampedAverage, RopeTable, Scores};
 use replica_nn::{Value, accelerator};
 
-use crate::compared::{check, sent};
+use crate::compared::{LENGTHS, check, sent};
 
 #[test]
 fn attention() {

@@ -7,6 +7,9 @@ use replica_core::Seed;
 use replica_nn::ops::IGNORE;
 use replica_nn::{Gradients, Tape, Value, accelerator};
 
+/// Lengths of sequences: single steps, less than a chunk, several chunks.
+pub const LENGTHS: [usize; 5] = [1, 2, 7, 64, 1000];
+
 /// Numbers on [-1, 1) that keep away from 0 and are exact in bfloat16, so that rounding of inputs plays no role.
 pub fn numbers(n: usize, rng: &mut impl Rng) -> Vec<f32> {
     (0..n)

@@ -14,7 +14,7 @@ use replica_nn::{
     Gradients, LocalAttentionConfig, Mega, MegaConfig, Parameters, Spade, Tape, Value, accelerator,
 };
 
-use crate::compared::{labels, numbers, sent};
+use crate::compared::{LENGTHS, labels, numbers, sent};
 
 type Layer = Box<dyn Fn(&Value) -> Result<Value>>;
 

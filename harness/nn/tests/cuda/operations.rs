@@ -1,6 +1,7 @@
 //! Operations on rows and elements.
 
 use candle_core::{DType, Device, Tensor};
+use rand::Rng;
 use replica_core::Seed;
 use replica_nn::ops::{Activation, Dropout, Moments, OUT_OF_REACH, RopeTable};
 use replica_nn::{BatchNorm, Parameters, Value, accelerator};

@@ -5,10 +5,7 @@ use replica_nn::ops::{
     Activation, DiagonalKernel, DiagonalScan, Discretisation, LowRankKernel, SelectiveScan, StepTransform,
 };
 
-use crate::compared::check;
-
-/// Lengths of sequences: single steps, less than a chunk, several chunks.
-const LENGTHS: [usize; 5] = [1, 2, 7, 64, 1000];
+use crate::compared::{LENGTHS, check};
 
 #[test]
 fn short_convolutions() {
