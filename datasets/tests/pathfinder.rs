@@ -137,6 +137,13 @@ fn mini_set_is_the_published_one_on_any_number_of_threads() {
 }
 
 #[test]
+#[ignore = "200,000 images: cargo test -p replica-datasets --test pathfinder -- --ignored"]
+fn full_set_is_the_published_one() {
+    let task = Pathfinder::full().generate().unwrap();
+    assert_eq!(task.files[0].sha256.as_str(), Pathfinder::full().published_digest().unwrap());
+}
+
+#[test]
 fn no_pixel_statistic_gives_the_label_away() {
     // the classes differ in which ends are marked only: mean levels agree within four standard errors
     let task = Pathfinder { train: 2_000, valid: 0, test: 0, ..Pathfinder::mini() }.generate().unwrap();

@@ -45,8 +45,10 @@ const PADDLE_TRIALS: usize = 12;
 const DISTRACTOR_TRIALS: usize = 20;
 const PAIR_TRIALS: usize = 100_000;
 
-const PUBLISHED: [(Pathfinder, &str); 1] =
-    [(Pathfinder::mini(), "134ab042eaa9edf479a457d38d547e0320a5b9ca3918df99c68aed1b7f32cf26")];
+const PUBLISHED: [(Pathfinder, &str); 2] = [
+    (Pathfinder::mini(), "134ab042eaa9edf479a457d38d547e0320a5b9ca3918df99c68aed1b7f32cf26"),
+    (Pathfinder::full(), "bb1cae6ed57da74e368ea13d50d8b2f5b4df76904cf0fb30d9eeab84f3a95472"),
+];
 
 /// What is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
