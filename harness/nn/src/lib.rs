@@ -62,7 +62,7 @@ pub use rustfft::num_complex::Complex64;
 pub use s4d::{S4d, S4dConfig};
 pub use s5::{S5, S5Config};
 pub use shapes::Shapes;
-pub use simd::{elementwise, instruction_set, vectorised};
+pub use simd::{instruction_set, vectorised};
 pub use spade::{LocalAttention, LocalAttentionConfig, Spade};
 pub use staging::Staging;
 pub use storage::{slice, slice_mut, slices};

@@ -39,7 +39,7 @@ const LANES: usize = 16;
 /// # Panics
 /// A slice is shorter than the first result.
 #[inline(always)]
-pub fn elementwise<T: Real, const O: usize, const I: usize>(
+pub(crate) fn elementwise<T: Real, const O: usize, const I: usize>(
     out: [&mut [T]; O],
     inputs: [&[T]; I],
     f: impl Fn([T; O], [T; I]) -> [T; O],

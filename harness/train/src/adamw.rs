@@ -307,13 +307,13 @@ impl Update {
             replica_nn::vectorised(
                 #[inline(always)]
                 || {
-                    replica_nn::elementwise([p, m, v], [g], |[p, m, v], [g]| {
-                        let g = g * self.clip;
-                        let m = self.beta1 * m + (1.0 - self.beta1) * g;
-                        let v = self.beta2 * v + (1.0 - self.beta2) * g * g;
-                        let denominator = v.sqrt() * self.inverse_root_correction + self.eps;
-                        [p * self.decay - self.step_size * m / denominator, m, v]
-                    });
+                    for i in 0..p.len() {
+                        let g = g[i] * self.clip;
+                        m[i] = self.beta1 * m[i] + (1.0 - self.beta1) * g;
+                        v[i] = self.beta2 * v[i] + (1.0 - self.beta2) * g * g;
+                        let denominator = v[i].sqrt() * self.inverse_root_correction + self.eps;
+                        p[i] = p[i] * self.decay - self.step_size * m[i] / denominator;
+                    }
                 },
             );
         });

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::for_device;
 use crate::real::Real;
-use crate::simd::{elementwise, vectorised};
+use crate::simd::vectorised;
 use crate::storage::{buffer, slice, tensor};
 use crate::tape::{CHUNK, Grad, Value};
 
@@ -243,9 +243,10 @@ fn gate_by<T: Real, C: Curve>(gate: &Value, up: &Value) -> Result<Value> {
                         vectorised(
                             #[inline(always)]
                             || {
-                                elementwise([dg, du], [g, u, dy], |_, [g, u, dy]| {
-                                    [dy * u * C::slope(g), dy * C::value(g)]
-                                });
+                                for i in 0..g.len() {
+                                    du[i] = dy[i] * C::value(g[i]);
+                                    dg[i] = dy[i] * u[i] * C::slope(g[i]);
+                                }
                             },
                         );
                     });

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::activation::sigmoid;
 use super::{ROWS, for_device};
 use crate::real::Real;
-use crate::simd::{elementwise, vectorised};
+use crate::simd::vectorised;
 use crate::storage::{buffer, slices, tensor};
 use crate::tape::{Grad, Value};
 
@@ -60,10 +60,11 @@ fn glu<T: Real>(x: &Value) -> Result<Value> {
                         let rows = dx.chunks_exact_mut(2 * width).zip(x.chunks_exact(2 * width));
                         for ((dx, x), dy) in rows.zip(dy.chunks_exact(width)) {
                             let ((dv, dg), (value, gate)) = (dx.split_at_mut(width), x.split_at(width));
-                            elementwise([dv, dg], [value, gate, dy], |_, [value, gate, dy]| {
-                                let s = sigmoid(gate);
-                                [dy * s, dy * s * value * (T::one() - s)]
-                            });
+                            for i in 0..width {
+                                let s = sigmoid(gate[i]);
+                                dv[i] = dy[i] * s;
+                                dg[i] = dv[i] * value[i] * (T::one() - s);
+                            }
                         }
                     },
                 );

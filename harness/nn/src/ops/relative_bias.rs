@@ -15,7 +15,7 @@ use crate::tape::Value;
 pub const OUT_OF_REACH: u32 = u32::MAX;
 
 /// What is added to the scores of keys out of reach.
-pub(super) const UNSEEN: f64 = -1e9;
+const UNSEEN: f64 = -1e9;
 
 impl Value {
     /// `y[h, i, j] = table[self[t - 1 - i + j], h]` for t queries: `self` holds the buckets of the distances between
