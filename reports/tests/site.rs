@@ -291,6 +291,31 @@ fn nothing_run_is_said_so() {
     assert!(text.contains("Not run yet.") && text.contains("not read yet"));
 }
 
+/// A method that has run has no value of a metric that is none of its own; one that has not run says so.
+#[test]
+fn a_metric_that_a_method_does_not_have_is_not_missing() {
+    let mut evidence = synthetic::evidence(Scale::Small);
+    for trial in &mut evidence.trials {
+        match (trial.spec.variant.as_str(), &mut trial.record) {
+            ("low_attn", Some(record)) => {
+                record.measurements.metrics.remove("bits_per_byte");
+            }
+            ("low_ffn", record) => *record = None,
+            _ => {}
+        }
+    }
+    let (_folder, pages) = render(&[evidence]);
+    let page = &pages.iter().find(|(name, ..)| name != "index.html").unwrap().1;
+    let table = &page[page.find("further measurements").unwrap()..];
+    let row = |label: &str| {
+        let row = &table[table.find(label).unwrap()..];
+        row[..row.find("</tr>").unwrap()].to_owned()
+    };
+    assert!(!row("Low-dim attention").contains("not run yet"), "{}", row("Low-dim attention"));
+    assert!(row("Low-dim attention").contains('—'));
+    assert!(row("Low-dim FFN").contains("not run yet"), "{}", row("Low-dim FFN"));
+}
+
 #[test]
 fn sections_without_content_are_left_out() {
     let folder = tempfile::tempdir().unwrap();

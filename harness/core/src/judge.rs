@@ -29,7 +29,7 @@ pub fn judge(
     plan: &Plan,
     values: impl Fn(&str, &str, &str) -> Vec<(u64, f64)>,
 ) -> Vec<Verdict> {
-    let court = Court { plan, values: &values };
+    let court = Court { paper: &paper.id, plan, values: &values };
     let mut family: Vec<(&Comparison, Measured)> = Vec::new();
     for claim in paper.claims.iter().filter(|c| c.scales.contains(&plan.scale)) {
         let Test::Paired { comparisons } = &claim.test else { continue };
@@ -62,6 +62,7 @@ enum Measured {
 type Values<'a> = &'a dyn Fn(&str, &str, &str) -> Vec<(u64, f64)>;
 
 struct Court<'a> {
+    paper: &'a str,
     plan: &'a Plan,
     values: Values<'a>,
 }
@@ -142,7 +143,7 @@ impl Court<'_> {
             Outcome::Inconclusive => o != Outcome::Reproduced,
             _ => o == outcome,
         };
-        let reasons: Vec<String> = measured
+        let mut reasons: Vec<String> = measured
             .iter()
             .zip(&outcomes)
             .filter(|(_, o)| explains(**o))
@@ -155,6 +156,8 @@ impl Court<'_> {
             Measured::Result(result) => Some(result.clone()),
             _ => None,
         });
+        // of an experiment that did not run all comparisons say the same
+        reasons.dedup();
         (outcome, reasons.join("; "), results.collect())
     }
 
@@ -238,6 +241,12 @@ impl Court<'_> {
                 (false, false) => format!("{treatment} and {control} of `{experiment}` share no seed"),
                 (true, false) => format!("`{experiment}/{treatment}` has not been run"),
                 (false, true) => format!("`{experiment}/{control}` has not been run"),
+                (true, true) if self.experiment(experiment).is_some_and(|e| e.on_request) => {
+                    let (paper, scale) = (self.paper, self.plan.scale);
+                    format!(
+                        "it runs only when it is named: `replica run {paper}/{experiment} --scale {scale}`"
+                    )
+                }
                 (true, true) => format!("{treatment} and {control} of `{experiment}` have not been run"),
             });
         }

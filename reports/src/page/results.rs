@@ -150,10 +150,20 @@ fn head(metric: &Metric) -> String {
     }
 }
 
-/// Mean and interval; the note says what a reader must know about the number of seeds.
-fn measured_cell(metric: &Metric, values: &[f64], planned: usize) -> Cell {
+/// Mean and interval; the note says what a reader must know about the number of seeds. A variant that has run without this
+/// metric has no such thing: chains of thought have no programs that run.
+fn measured_cell(
+    evidence: &Evidence,
+    experiment: &Experiment,
+    variant: &str,
+    (metric, values): (&Metric, &[f64]),
+) -> Cell {
+    let planned = experiment.seeds.len();
     if values.is_empty() {
-        return Cell::missing("not run yet");
+        return match evidence.records(&experiment.id, variant).is_empty() {
+            true => Cell::missing("not run yet"),
+            false => Cell::absent(),
+        };
     }
     let Some(mean) = Mean::of(values) else {
         let bad = values.iter().filter(|v| !v.is_finite()).count();
@@ -260,7 +270,7 @@ fn primary_table(
         }
         let values = values(evidence, experiment, &variant.id, metric);
         let planned = experiment.seeds.len();
-        let mut measured = measured_cell(metric, &values, planned);
+        let mut measured = measured_cell(evidence, experiment, &variant.id, (metric, &values));
         if measured.plus_minus.is_some() {
             // the number of seeds has a column of its own
             measured.note = None;
@@ -387,11 +397,11 @@ fn secondary_table(
     captions: &mut Captions,
 ) -> Table {
     let best: Vec<Option<usize>> = metrics.iter().map(|m| best(m, &means(evidence, experiment, m))).collect();
-    let planned = experiment.seeds.len();
     let row = |(i, v): (usize, &replica_core::Variant)| {
         let mut row = vec![Cell::row(&v.label).styled(i % STYLES)];
         row.extend(metrics.iter().zip(&best).map(|(m, best)| {
-            let cell = measured_cell(m, &values(evidence, experiment, &v.id, m), planned);
+            let cell =
+                measured_cell(evidence, experiment, &v.id, (m, &values(evidence, experiment, &v.id, m)));
             Cell { best: *best == Some(i), ..cell }
         }));
         row
@@ -430,7 +440,7 @@ fn cost_table(
         row.extend(facts.iter().zip(&spread).map(|(m, spread)| {
             let values = values(evidence, experiment, &v.id, m);
             match Mean::of(&values) {
-                None => measured_cell(m, &values, experiment.seeds.len()),
+                None => measured_cell(evidence, experiment, &v.id, (m, &values)),
                 Some(mean) => {
                     let half = mean.half_width.filter(|h| *h > 0.0).map(|h| shown(m, h)).unwrap_or_default();
                     Cell { plus_minus: spread.then_some(half), ..Cell::number(shown(m, mean.mean)) }

@@ -240,6 +240,20 @@ fn a_guard_that_does_not_hold_makes_the_claim_inconclusive() {
     assert_eq!(holds.comparisons[0].p, holds.comparisons[0].p_holm);
 }
 
+/// What was not run because nobody named it says how to, once for all comparisons.
+#[test]
+fn a_claim_on_what_runs_on_request_says_how() {
+    let mut plan = plan();
+    plan.experiments[0].on_request = true;
+    let verdicts = judge(&paper(&claim("c", 0.0, &["new", "base"], false)), &plan, |_, _, _| Vec::new());
+    assert_eq!(verdicts[0].outcome, Outcome::NotTested);
+    let scale = plan.scale;
+    assert_eq!(
+        verdicts[0].reason,
+        format!("it runs only when it is named: `replica run toy/e --scale {scale}`")
+    );
+}
+
 #[test]
 fn values_that_are_not_numbers_decide_nothing() {
     let c = claim("c", 0.0, &["new"], false);
