@@ -405,7 +405,8 @@ fn plain(x: f64) -> String {
     if x.fract() == 0.0 && x.abs() < 1e15 { format!("{x:.0}") } else { two_digits(x) }
 }
 
-fn p_value(p: f64) -> String {
+/// A p as people read it: three digits, or that it is below them.
+pub fn p_value(p: f64) -> String {
     if p < 0.001 { "< 0.001".to_owned() } else { format!("{p:.3}") }
 }
 

@@ -95,7 +95,7 @@ impl LocalAttention {
         let block = l.min(radius + 1);
         let before = if block < l { radius } else { 0 };
         let after = if bidirectional { before } else { 0 };
-        let reach = |d: i64| match d.unsigned_abs() as usize > radius && before > 0 {
+        let reach = |d: i64| match d.unsigned_abs() as usize > radius {
             true => OUT_OF_REACH,
             false => relative_bucket(d, bidirectional, buckets, max_distance),
         };

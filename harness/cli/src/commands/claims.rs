@@ -1,6 +1,7 @@
 //! The table of claims and verdicts.
 
 use replica_core::claim::{Comparison, EffectKind, Test};
+use replica_core::judge::p_value;
 use replica_core::verdict::{ComparisonResult, Verdict};
 use replica_core::{Evidence, Outcome, Plan};
 
@@ -72,6 +73,6 @@ fn cells(result: &ComparisonResult, plan: &Plan) -> [String; 5] {
         with_unit(number(result.effect)),
         if result.pairs.len() > 1 { with_unit(interval) } else { "-".to_owned() },
         result.pairs.len().to_string(),
-        if result.p_holm < 0.001 { "< 0.001".to_owned() } else { format!("{:.3}", result.p_holm) },
+        p_value(result.p_holm),
     ]
 }
